@@ -1,0 +1,1 @@
+//! The words of Anthropic's Messages API: bytes in, values out. Pure; knows no clock, socket, lock or log.

@@ -1,0 +1,28 @@
+//! The one place with a clock, a seed and a pause.
+//!
+//! Everything that decides takes `now` and a generator as arguments; the code that does I/O gets them here. The
+//! lint list in `clippy.toml` keeps it so.
+
+#![allow(clippy::disallowed_methods)]
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Monotonic time, for every decision.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Seconds and nanoseconds since 1970, for display only.
+pub fn wall_clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Waits. Only for the pause before the sole endpoint is asked again, and for accepting after a shortage.
+pub fn sleep(pause: Duration) {
+    std::thread::sleep(pause);
+}
+
+/// A generator with a fresh seed.
+pub fn rng() -> fastrand::Rng {
+    fastrand::Rng::new()
+}

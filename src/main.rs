@@ -1,0 +1,2 @@
+//! Exit codes, and nothing else.
+fn main() {}
