@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod json;
+pub mod model;
 
 #[cfg(test)]
 mod samples;
