@@ -3,6 +3,7 @@
 pub mod body;
 pub mod json;
 pub mod model;
+pub mod sse;
 
 #[cfg(test)]
 mod samples;
