@@ -4,6 +4,7 @@ pub mod body;
 pub mod error;
 pub mod json;
 pub mod model;
+pub mod session;
 pub mod sse;
 
 #[cfg(test)]
