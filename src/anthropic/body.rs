@@ -70,7 +70,7 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => f.write_str("the body is empty; a JSON object with a `model` is expected"),
+            Self::Empty => f.write_str("the body is empty; a JSON object is expected"),
             Self::NotUtf8 { at } => write!(f, "the body is not valid JSON: it is not UTF-8 at byte {at}"),
             Self::ByteOrderMark => {
                 f.write_str("the body is not valid JSON: it starts with a byte order mark at byte 0")
@@ -108,10 +108,7 @@ impl From<Fault> for Problem {
 /// Reads the facts off a body, or says what is wrong with it. One pass, no allocation but for the texts returned
 /// and one bit per bracket beyond the 64th level.
 pub fn scan(body: &[u8]) -> Result<Facts, Problem> {
-    std::str::from_utf8(body).map_err(|error| Problem::NotUtf8 { at: error.valid_up_to() })?;
-    let mut cursor = Cursor::new(body);
-    open_object(body, &mut cursor)?;
-
+    let mut cursor = open(body)?;
     let (mut model, mut max_tokens, mut user_id) = (None, None, None);
     let (mut stream, mut ttl_1h) = (false, false);
     cursor.members(|cursor, key| {
@@ -151,12 +148,15 @@ pub fn splice_model(body: &[u8], facts: &Facts, model: &str) -> Option<Vec<u8>> 
     Some(spliced)
 }
 
-fn open_object(body: &[u8], cursor: &mut Cursor<'_>) -> Result<(), Problem> {
+/// A cursor before the object that a body must be. The object itself is not walked yet.
+pub(super) fn open(body: &[u8]) -> Result<Cursor<'_>, Problem> {
+    std::str::from_utf8(body).map_err(|error| Problem::NotUtf8 { at: error.valid_up_to() })?;
     if body.starts_with(b"\xef\xbb\xbf") {
         return Err(Problem::ByteOrderMark);
     }
+    let mut cursor = Cursor::new(body);
     match cursor.peek() {
-        Ok(b'{') => Ok(()),
+        Ok(b'{') => Ok(cursor),
         Ok(b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
             let at = cursor.value()?.start;
             cursor.end()?;
@@ -264,8 +264,8 @@ mod tests {
         };
         let json = |rest: &str| format!("the body is not valid JSON: {rest}");
 
-        check(b"", "the body is empty; a JSON object with a `model` is expected");
-        check(b" \n", "the body is empty; a JSON object with a `model` is expected");
+        check(b"", "the body is empty; a JSON object is expected");
+        check(b" \n", "the body is empty; a JSON object is expected");
         check(b"[1]", "the body must be a JSON object, but another value begins at byte 0");
         check(b"\"model\"", "the body must be a JSON object, but another value begins at byte 0");
         check(b"hello", &json("unexpected character at byte 0"));

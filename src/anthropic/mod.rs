@@ -6,6 +6,7 @@ pub mod json;
 pub mod model;
 pub mod session;
 pub mod sse;
+pub mod tokens;
 
 #[cfg(test)]
 mod samples;
