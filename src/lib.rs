@@ -14,6 +14,7 @@
 //! | assembly | [`server`], [`demo`], [`health`] |
 
 pub mod anthropic;
+pub mod cli;
 pub mod config;
 pub mod env;
 pub mod secret;
