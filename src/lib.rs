@@ -5,4 +5,6 @@ pub mod cli;
 pub mod config;
 pub mod env;
 pub mod http;
+pub mod outcome;
+pub mod retry;
 pub mod secret;
