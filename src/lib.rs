@@ -1,6 +1,7 @@
 //! claude-lb: a small synchronous proxy that spreads Claude Code over several Databricks workspaces.
 
 pub mod anthropic;
+pub mod balancer;
 pub mod cli;
 pub mod config;
 pub mod env;
