@@ -7,5 +7,6 @@ pub mod config;
 pub mod env;
 pub mod http;
 pub mod outcome;
+pub mod relay;
 pub mod retry;
 pub mod secret;
