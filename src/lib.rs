@@ -10,3 +10,4 @@ pub mod outcome;
 pub mod relay;
 pub mod retry;
 pub mod secret;
+pub mod upstream;
