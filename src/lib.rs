@@ -5,6 +5,7 @@ pub mod balancer;
 pub mod cli;
 pub mod config;
 pub mod env;
+pub mod front;
 pub mod http;
 pub mod outcome;
 pub mod relay;
