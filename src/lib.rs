@@ -1,5 +1,6 @@
 //! claude-lb: a small synchronous proxy that spreads Claude Code over several Databricks workspaces.
 
+pub mod access;
 pub mod anthropic;
 pub mod balancer;
 pub mod cli;
@@ -7,6 +8,7 @@ pub mod config;
 pub mod env;
 pub mod front;
 pub mod http;
+pub mod messages;
 pub mod outcome;
 pub mod relay;
 pub mod retry;
