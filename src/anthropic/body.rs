@@ -350,6 +350,8 @@ mod tests {
     fn agrees_with_a_tree_on_random_texts() {
         let seed = samples::seed();
         let mut rng = fastrand::Rng::with_seed(seed);
+        // The exponent ends in a space: glued to more digits it leaves the range of a double, which serde_json
+        // refuses and the grammar does not.
         let pieces = [
             "{",
             "}",
@@ -371,7 +373,7 @@ mod tests {
             "12",
             "-0",
             "1.5",
-            "2e1",
+            "2e1 ",
             "01",
             "\"metadata\"",
             "\"user_id\"",

@@ -29,11 +29,11 @@ const STACK_BYTES: usize = 512 * 1024;
 
 /// All lanes.
 pub(super) struct Pools {
-    messages: Lane<Box<Job>>,
-    count: Lane<Box<Job>>,
-    quick: Lane<Box<Job>>,
-    readers: Lane<Box<Job>>,
-    readers_without_key: Lane<Box<Job>>,
+    messages: Lane<Job>,
+    count: Lane<Job>,
+    quick: Lane<Job>,
+    readers: Lane<Job>,
+    readers_without_key: Lane<Job>,
     queue_timeout: Duration,
 }
 
@@ -54,7 +54,7 @@ impl Pools {
         }
     }
 
-    pub(super) fn of(&self, pool: Pool) -> &Lane<Box<Job>> {
+    pub(super) fn of(&self, pool: Pool) -> &Lane<Job> {
         match pool {
             Pool::Messages => &self.messages,
             Pool::Count => &self.count,
@@ -62,7 +62,7 @@ impl Pools {
         }
     }
 
-    pub(super) fn readers_for(&self, pool: Pool) -> &Lane<Box<Job>> {
+    pub(super) fn readers_for(&self, pool: Pool) -> &Lane<Job> {
         match pool {
             Pool::Messages => &self.readers,
             Pool::Count | Pool::Quick => &self.readers_without_key,
@@ -76,7 +76,7 @@ impl Pools {
     }
 
     /// Requests that have waited for a worker for too long.
-    pub(super) fn overdue(&self, now: Instant) -> Vec<Box<Job>> {
+    pub(super) fn overdue(&self, now: Instant) -> Vec<Job> {
         let lanes = [&self.messages, &self.count, &self.quick];
         lanes.iter().flat_map(|lane| lane.overdue(self.queue_timeout, now)).collect()
     }

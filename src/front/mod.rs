@@ -194,19 +194,20 @@ impl Shared {
     }
 
     /// Sends a request to its pool; when that is full, the request comes back.
-    fn enqueue(self: &Arc<Self>, job: Box<Job>) -> Result<(), Box<Job>> {
+    fn enqueue(self: &Arc<Self>, job: Job) -> Result<(), Box<Job>> {
         let shared = Arc::clone(self);
-        self.pools.of(job.route.pool).send(job, move |job| shared.work(job))
+        self.pools.of(job.route.pool).send(job, move |job| shared.work(job)).map_err(Box::new)
     }
 
     /// Sends a request whose body is still coming to a reader.
-    fn enqueue_unread(self: &Arc<Self>, job: Box<Job>) -> Result<(), Box<Job>> {
+    fn enqueue_unread(self: &Arc<Self>, job: Job) -> Result<(), Box<Job>> {
         let shared = Arc::clone(self);
-        self.pools.readers_for(job.route.pool).send(job, move |job| reader::run(&shared, job))
+        let lane = self.pools.readers_for(job.route.pool);
+        lane.send(job, move |job| reader::run(&shared, job)).map_err(Box::new)
     }
 
     /// A worker's part: pull the request from tiny_http, serve it, park or close the connection.
-    fn work(self: &Arc<Self>, mut job: Box<Job>) {
+    fn work(self: &Arc<Self>, mut job: Job) {
         let read = match job.read.take() {
             Some(read) => read,
             None => match reader::read(&mut job, &self.settings) {
@@ -214,7 +215,7 @@ impl Shared {
                 Err(failed) => return reader::give_up(self, job, failed),
             },
         };
-        let Job { connection, head, route, received_at, closes, .. } = *job;
+        let Job { connection, head, route, received_at, closes, .. } = job;
         let closes = closes || !head.keep_alive() || self.is_draining();
         let client = Rc::new(ClientSocket::new(&connection));
         let peer = connection.peer();

@@ -51,19 +51,19 @@ pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
 }
 
 /// A reader thread's part.
-pub(super) fn run(shared: &Arc<Shared>, mut job: Box<Job>) {
+pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
     match read(&mut job, &shared.settings) {
         Ok(read) => job.read = Some(read),
         Err(failed) => return give_up(shared, job, failed),
     }
     if let Err(job) = shared.enqueue(job) {
-        shared.turn_away(job, Refusal::overloaded("every worker is busy and the queue is full"));
+        shared.turn_away(*job, Refusal::overloaded("every worker is busy and the queue is full"));
     }
 }
 
 /// Answers a request whose body could not be read, without reading the rest of it.
-pub(super) fn give_up(shared: &Shared, job: Box<Job>, failed: Failed) {
-    let Job { connection, head, .. } = *job;
+pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
+    let Job { connection, head, .. } = job;
     let Failed::Refused(refusal, request) = failed else { return connection.close() };
     let answer = shared.service.refuse(refusal, Some(&head), connection.peer());
     connection.send_now(&answer.to_bytes(false, true));

@@ -235,11 +235,11 @@ impl Watch<'_> {
             return self.wait_for_small_body(connection, &head, until, available);
         }
         let received_at = env::now();
-        let job = Box::new(Job { connection, head, route, received_at, closes, read: None });
+        let job = Job { connection, head, route, received_at, closes, read: None };
         let taken = if has_arrived { self.shared.enqueue(job) } else { self.shared.enqueue_unread(job) };
         if let Err(job) = taken {
             let refusal = Refusal::overloaded("every worker is busy and the queue is full");
-            self.shared.turn_away(job, refusal);
+            self.shared.turn_away(*job, refusal);
         }
     }
 
@@ -312,8 +312,8 @@ impl Shared {
     }
 
     /// Answers a request that got no worker, whether its body was read or not.
-    pub(super) fn turn_away(&self, job: Box<Job>, refusal: Refusal) {
-        let Job { connection, head, read, closes, .. } = *job;
+    pub(super) fn turn_away(&self, job: Job, refusal: Refusal) {
+        let Job { connection, head, read, closes, .. } = job;
         let Some(read) = read else { return self.refuse(connection, refusal, Some(&head)) };
         let answer = self.service.refuse(refusal, Some(&head), connection.peer());
         let closes = closes || !head.keep_alive() || self.is_draining();

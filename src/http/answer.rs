@@ -123,10 +123,12 @@ pub fn reason(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         529 => "Overloaded",
-        201..=299 => "OK",
-        300..=399 => "Redirect",
-        400..=499 => "Client Error",
-        _ => "Server Error",
+        _ => match status / 100 {
+            2 => "OK",
+            3 => "Redirect",
+            4 => "Client Error",
+            _ => "Server Error",
+        },
     }
 }
 

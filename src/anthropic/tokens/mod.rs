@@ -416,12 +416,10 @@ mod tests {
 
     #[test]
     fn no_depth_and_no_size_is_too_much() {
-        let deep = |open: &str, close: &str| format!("{}1{}", open.repeat(100_000), close.repeat(100_000));
-        for value in [
-            deep("[", "]"),
-            deep("{\"content\":", "}"),
-            deep("[{\"type\":\"tool_result\",\"content\":", "}]"),
-        ] {
+        let deep =
+            |levels, open: &str, close: &str| format!("{}1{}", open.repeat(levels), close.repeat(levels));
+        let results = deep(20_000, "[{\"type\":\"tool_result\",\"content\":", "}]");
+        for value in [deep(100_000, "[", "]"), deep(100_000, "{\"content\":", "}"), results] {
             let body = format!(
                 r#"{{"messages":[{{"content":{value}}},{value}],"tools":[{value}],"system":{value},"tool_choice":1}}"#
             );
