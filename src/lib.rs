@@ -6,7 +6,7 @@
 //! |---|---|
 //! | words, pure | [`secret`], [`http`], [`anthropic`] |
 //! | decisions, pure | [`outcome`], [`retry`], [`config`], [`cli`], [`relay`] |
-//! | the machine | [`env`] |
+//! | the machine | [`mod@env`] |
 //! | shared truth | [`balancer`] |
 //! | edges | [`upstream`] (the only room that names ureq), [`front`] (the only one that names tiny_http) |
 //! | the path | [`access`], [`messages`], [`routes`], [`admin`] |

@@ -2,7 +2,7 @@
 //!
 //! Prepare once, then attempt after attempt until one has given the client its answer, or until the rules say that
 //! the client must see how the last one failed. Reads from top to bottom in that order:
-//! [`prepare`](prepare::prepare) the bytes, take a lease, [`attempt`](attempt::Attempt), settle the lease with the
+//! `prepare` the bytes, take a lease, run an `attempt`, settle the lease with the
 //! outcome, ask [`retry`] what follows, and at the end write the access line.
 
 mod attempt;
