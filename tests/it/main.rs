@@ -1,1 +1,8 @@
-//! One integration binary over real sockets and the built program.
+//! The built program over real sockets, against a scripted workspace.
+//!
+//! One binary, one file per behaviour. Nothing sleeps, nothing shares a port, and everything a test starts is
+//! stopped by its own handle. The support has tests of its own, so that a failure here is the program's.
+
+mod support;
+
+mod support_test;
