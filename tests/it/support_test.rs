@@ -93,7 +93,8 @@ fn a_stream_is_split_into_events_without_losing_a_byte() {
         assert_eq!(sse::split(&stream).concat(), stream, "{name}");
     }
     let names = sse::names(&sse::message("msg_1", "text"));
-    let expected = "message_start content_block_start content_block_delta content_block_stop message_delta message_stop";
+    let expected =
+        "message_start content_block_start content_block_delta content_block_stop message_delta message_stop";
     assert_eq!(names.join(" "), expected);
 }
 

@@ -132,7 +132,6 @@ impl Request {
 #[derive(Clone, Debug)]
 pub struct Head {
     pub status: u16,
-    pub version: String,
     pub headers: Vec<(String, String)>,
 }
 
@@ -146,10 +145,11 @@ impl Head {
         let mut lines = text.trim_end().split("\r\n");
         let status_line = lines.next().unwrap_or_default();
         let (version, rest) = status_line.split_once(' ').expect("a status line");
+        assert!(matches!(version, "HTTP/1.1" | "HTTP/1.0"), "{status_line}");
         let status = rest.get(..3).and_then(|code| code.parse().ok()).expect("a status code");
         let headers = lines.map(|line| line.split_once(':').expect("a header line"));
         let headers = headers.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
-        Self { status, version: version.to_owned(), headers }
+        Self { status, headers }
     }
 }
 
@@ -190,7 +190,8 @@ impl Answer {
 
     /// A header that is a number, such as `retry-after`.
     pub fn number(&self, name: &str) -> Option<u64> {
-        self.header(name).map(|value| value.parse().unwrap_or_else(|_| panic!("{name}: {value} is no number")))
+        self.header(name)
+            .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}: {value} is no number")))
     }
 
     pub fn text(&self) -> String {
@@ -289,6 +290,14 @@ impl Client {
         }
     }
 
+    /// True when an answer, or the end, is there to be read.
+    pub fn has_input(&self) -> bool {
+        self.socket.set_nonblocking(true).expect("a live socket");
+        let peeked = self.socket.peek(&mut [0; 1]);
+        self.socket.set_nonblocking(false).expect("a live socket");
+        !matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// What one single read brings: proof of what was sent together.
     pub fn read_once(&mut self) -> Vec<u8> {
         self.fill().expect("the proxy sends something");
@@ -362,7 +371,11 @@ impl Client {
             self.fill()?;
         }
         let data = self.buffer[line_end + 2..line_end + 2 + size].to_vec();
-        assert_eq!(&self.buffer[line_end + 2 + size..line_end + 4 + size], b"\r\n", "a chunk ends with a line end");
+        assert_eq!(
+            &self.buffer[line_end + 2 + size..line_end + 4 + size],
+            b"\r\n",
+            "a chunk ends with a line end"
+        );
         self.buffer.drain(..line_end + 4 + size);
         if size == 0 {
             self.framing = Framing::Length(0);
@@ -393,6 +406,13 @@ impl Client {
             }
         }
         seen
+    }
+
+    /// The head of an answer, and its body until this text has come.
+    pub fn head_and_body_until(&mut self, wanted: &str) -> (Head, Vec<u8>) {
+        let head = self.head();
+        let body = self.body_until(wanted);
+        (head, body)
     }
 
     /// All that is left of the body, and how it ended.

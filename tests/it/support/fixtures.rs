@@ -56,7 +56,10 @@ pub fn captured() -> Vec<Captured> {
 /// One captured request of the newer client.
 pub fn captured_named(name: &str) -> Captured {
     let wanted = format!("2.1.330/{name}");
-    captured_by("2.1.330").into_iter().find(|captured| captured.name == wanted).expect("a request of this name")
+    captured_by("2.1.330")
+        .into_iter()
+        .find(|captured| captured.name == wanted)
+        .expect("a request of this name")
 }
 
 fn captured_by(version: &str) -> Vec<Captured> {

@@ -11,6 +11,7 @@ pub mod fixtures;
 pub mod gate;
 pub mod proxy;
 pub mod sse;
+pub mod tls;
 pub mod upstream;
 
 use std::time::{Duration, Instant};

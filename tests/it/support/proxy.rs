@@ -85,6 +85,13 @@ impl Setup {
         self
     }
 
+    /// Takes a key away again.
+    pub fn unset(mut self, path: &str) -> Self {
+        let (section, key) = path.split_once('.').expect("a path of section and key");
+        self.sections.entry(section.to_owned()).or_default().remove(key);
+        self
+    }
+
     /// Sets a key of the endpoint at this place.
     pub fn endpoint(mut self, place: usize, key: &str, value: impl Display) -> Self {
         self.endpoints[place].insert(key.to_owned(), value.to_string());
@@ -149,7 +156,20 @@ impl Setup {
 
 /// Lines as they come from one of the program's outputs.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<(Vec<String>, bool)>, Condvar)>);
+pub struct Lines(Arc<Followed>);
+
+#[derive(Default)]
+struct Followed {
+    written: Mutex<Written>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Written {
+    lines: Vec<String>,
+    /// Nothing more can come.
+    ended: bool,
+}
 
 impl Lines {
     fn follow(source: impl Read + Send + 'static) -> (Self, JoinHandle<()>) {
@@ -157,30 +177,32 @@ impl Lines {
         let writer = lines.clone();
         let reading = std::thread::spawn(move || {
             for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
-                writer.update(|(lines, _)| lines.push(String::from_utf8_lossy(&line).into_owned()));
+                let line = String::from_utf8_lossy(&line).into_owned();
+                writer.update(|written| written.lines.push(line));
             }
-            writer.update(|(_, ended)| *ended = true);
+            writer.update(|written| written.ended = true);
         });
         (lines, reading)
     }
 
-    fn update(&self, change: impl FnOnce(&mut (Vec<String>, bool))) {
-        change(&mut self.0.0.lock().expect("no reader panics"));
-        self.0.1.notify_all();
+    fn update(&self, change: impl FnOnce(&mut Written)) {
+        change(&mut self.0.written.lock().expect("no reader panics"));
+        self.0.changed.notify_all();
     }
 
     pub fn all(&self) -> Vec<String> {
-        self.0.0.lock().expect("no reader panics").0.clone()
+        self.0.written.lock().expect("no reader panics").lines.clone()
     }
 
     /// Waits for the first line that contains this text.
     pub fn wait(&self, text: &str) -> String {
-        let find = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
-        let state = self.0.0.lock().expect("no reader panics");
-        let waiting = |state: &mut (Vec<String>, bool)| find(&state.0).is_none() && !state.1;
-        let (state, _) = self.0.1.wait_timeout_while(state, DEADLINE, waiting).expect("no reader panics");
-        let found = find(&state.0);
-        drop(state);
+        let find = |written: &Written| written.lines.iter().find(|line| line.contains(text)).cloned();
+        let written = self.0.written.lock().expect("no reader panics");
+        let waiting = |written: &mut Written| find(written).is_none() && !written.ended;
+        let (written, _) =
+            self.0.changed.wait_timeout_while(written, DEADLINE, waiting).expect("no reader panics");
+        let found = find(&written);
+        drop(written);
         found.unwrap_or_else(|| panic!("no line with {text:?}"))
     }
 }

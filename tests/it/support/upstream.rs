@@ -304,8 +304,11 @@ impl Upstream {
         });
         let (queue, requests, sockets, threads) = (VecDeque::new(), vec![], HashMap::new(), vec![]);
         let state = State { queue, standing, requests, accepted: 0, sockets, abandoned: 0, threads };
-        let shared =
-            Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let accepting = Some(std::thread::spawn({
@@ -361,11 +364,6 @@ impl Upstream {
         self.shared.wait(&format!("{count} abandoned answers"), |state| state.abandoned >= count);
     }
 
-    /// How many answers the proxy has dropped in the middle.
-    pub fn abandoned(&self) -> usize {
-        self.shared.lock().abandoned
-    }
-
     /// Waits until this many connections are open.
     pub fn wait_open_connections(&self, count: usize) {
         self.shared.wait(&format!("{count} open connections"), |state| state.sockets.len() == count);
@@ -409,17 +407,22 @@ impl DeadAddress {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.0.local_addr().ok().and_then(|address| address.as_socket()).expect("a bound socket has an address")
+        self.0
+            .local_addr()
+            .ok()
+            .and_then(|address| address.as_socket())
+            .expect("a bound socket has an address")
     }
 }
 
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     while let Ok((socket, _)) = listener.accept() {
+        let handle = socket.try_clone().expect("a descriptor for one more handle");
+        let mut state = shared.lock();
+        // Looked at under the lock: what is entered below is seen by the drop, which sets the flag first.
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        let handle = socket.try_clone().expect("a descriptor for one more handle");
-        let mut state = shared.lock();
         let number = state.accepted;
         state.accepted += 1;
         state.sockets.insert(number, handle);
