@@ -5,4 +5,16 @@
 
 mod support;
 
+mod accounting;
+mod architecture;
+mod choosing;
+mod command_line;
+mod failover_stream;
+mod networks;
+mod outcomes;
+mod promptness;
+mod refusals;
+mod relay;
+mod routes;
+mod secrets;
 mod support_test;
