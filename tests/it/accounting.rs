@@ -6,7 +6,8 @@
 use crate::support::client::{Client, End, Request};
 use crate::support::gate::Gate;
 use crate::support::proxy::Proxy;
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{eventually, sse, together};
 
 fn expect_released(proxy: &Proxy, upstream: &Upstream, abandoned: usize) {

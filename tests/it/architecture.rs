@@ -64,6 +64,8 @@ struct Source {
     room: String,
     /// The code: no comments, and nothing from the unit tests on.
     code: String,
+    /// Modules of its own that exist for unit tests only.
+    test_rooms: Vec<String>,
     lines: usize,
 }
 
@@ -72,7 +74,12 @@ fn sources() -> Vec<Source> {
     let mut files = Vec::new();
     collect(&root, &mut files);
     files.sort();
-    files.iter().map(|path| read(&root, path)).collect()
+    let mut sources: Vec<Source> = files.iter().map(|path| read(&root, path)).collect();
+    let tests: BTreeSet<String> = sources.iter().flat_map(|source| source.test_rooms.clone()).collect();
+    for source in sources.iter_mut().filter(|source| tests.contains(&source.room)) {
+        source.code.clear();
+    }
+    sources
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -91,13 +98,21 @@ fn read(root: &Path, path: &Path) -> Source {
     let relative = path.strip_prefix(root).expect("below src").with_extension("");
     let room = relative.to_string_lossy().replace('\\', "/");
     let room = room.strip_suffix("/mod").map(str::to_owned).unwrap_or(room);
-    let code = text
-        .lines()
-        .take_while(|line| line.trim() != "#[cfg(test)]")
-        .map(|line| line.split("//").next().unwrap_or_default())
-        .collect::<Vec<_>>()
-        .join("\n");
-    Source { room, code, lines: text.lines().count() }
+    let (mut code, mut test_rooms) = (String::new(), Vec::new());
+    let mut lines = text.lines().map(|line| line.split("//").next().unwrap_or_default()).peekable();
+    while let Some(line) = lines.next() {
+        let is_test = line.trim() == "#[cfg(test)]";
+        match lines.peek().and_then(|next| next.trim().strip_prefix("mod ")) {
+            Some(module) if is_test && module.ends_with(';') => {
+                test_rooms.push(format!("{room}/{}", module.trim_end_matches(';')));
+                lines.next();
+            }
+            Some(_) if is_test => break,
+            _ => code.push_str(line),
+        }
+        code.push('\n');
+    }
+    Source { room, code, test_rooms, lines: text.lines().count() }
 }
 
 /// The layer of a path such as `balancer/strategy/Foo`, by the longest entry it lies under.
@@ -275,8 +290,12 @@ fn use_trees_are_taken_apart() {
         "use crate::{a::b, c::{d as e, f::*}, G};\nlet x = crate::h::i(crate::j::K);\nuse mycrate::no;";
     let found: Vec<String> = paths_behind(code, "crate::").into_iter().collect();
     assert_eq!(found, ["G", "a/b", "c/d", "c/f", "h/i", "j/K"]);
-    let source =
-        Source { room: "balancer/strategy".to_owned(), code: "use super::breaker::State;".into(), lines: 1 };
+    let source = Source {
+        room: "balancer/strategy".to_owned(),
+        code: "use super::breaker::State;".into(),
+        test_rooms: vec![],
+        lines: 1,
+    };
     assert_eq!(imports(&source).into_iter().collect::<Vec<_>>(), ["balancer/breaker/State"]);
 }
 

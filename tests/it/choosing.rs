@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use crate::support::client::{Answer, Client, Request};
 use crate::support::gate::Gate;
 use crate::support::proxy::{Proxy, Setup};
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{eventually, fixtures, sse};
 
 fn upstreams(count: usize) -> Vec<Upstream> {

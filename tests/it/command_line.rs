@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use crate::support::client::{Client, End, KEY, Request};
 use crate::support::gate::Gate;
 use crate::support::proxy::{Finished, Folder, Proxy, Running, program, run, token};
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{Stopwatch, eventually, sse};
 
 fn run_with(arguments: &[&str]) -> Finished {

@@ -3,7 +3,8 @@
 use crate::support::client::{Answer, End, Request};
 use crate::support::gate::Gate;
 use crate::support::proxy::{Proxy, Setup};
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{eventually, fixtures, sse};
 
 fn two(first: &Upstream, second: &Upstream) -> Setup {
@@ -103,6 +104,44 @@ fn a_cut_at_every_event_is_hidden_or_honest() {
         }
         proxy.wait_idle();
     }
+}
+
+/// The same at bytes instead of events: wherever the first stream breaks, the client gets one whole stream or
+/// exactly what came.
+#[test]
+fn a_cut_anywhere_is_hidden_or_honest() {
+    let stream = sse::message("msg_first", "from the first");
+    let content_from: usize = sse::split(&stream)[..2].iter().map(|event| event.len()).sum();
+    let (first, second) = (Upstream::start(), second());
+    let proxy = two(&first, &second).set("load_balancer.circuit_breaker_threshold", 1_000).start();
+    let near = content_from - 3..content_from + 4;
+    let cuts = (0..stream.len() - 1).step_by(17).chain(near);
+    for cut in cuts {
+        let sent = &stream[..cut];
+        first.queue([Reply::sse().parts_of(50, sent).close()]);
+        let answer = proxy.ask(&Request::stream());
+        if cut < content_from {
+            let start_is_whole = cut >= sse::split(&stream)[0].len();
+            expect_coherent(&answer, if start_is_whole { "msg_first" } else { "msg_second" });
+        } else {
+            assert_eq!(answer.text(), String::from_utf8_lossy(sent), "cut at {cut}");
+            assert!(answer.end.is_broken(), "cut at {cut}");
+        }
+    }
+    proxy.wait_idle();
+}
+
+/// The same before there is any stream: a head cut anywhere is no answer.
+#[test]
+fn a_head_cut_anywhere_is_hidden() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (first, second) = (Upstream::start(), second());
+    let proxy = two(&first, &second).set("load_balancer.circuit_breaker_threshold", 1_000).start();
+    for cut in (0..=head.len()).step_by(7).chain([head.len()]) {
+        first.queue([Reply::garbage(&head[..cut])]);
+        expect_coherent(&proxy.ask(&Request::stream()), "msg_second");
+    }
+    proxy.wait_idle();
 }
 
 /// The Python SDK takes a clean early end for success, so an upstream's clean framing is no excuse.

@@ -7,9 +7,13 @@ mod support;
 
 mod accounting;
 mod architecture;
+mod attempts;
 mod choosing;
 mod command_line;
+mod cooling;
+mod error_bodies;
 mod failover_stream;
+mod limits;
 mod networks;
 mod outcomes;
 mod promptness;

@@ -3,8 +3,9 @@
 use crate::support::client::{End, Request};
 use crate::support::fixtures;
 use crate::support::proxy::{Proxy, Setup, token};
+use crate::support::reply::Reply;
 use crate::support::tls::{TlsUpstream, authority};
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::upstream::Upstream;
 
 fn https(upstream: &TlsUpstream) -> Setup {
     let base = format!("https://127.0.0.1:{}/serving-endpoints", upstream.address().port());

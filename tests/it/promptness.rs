@@ -4,7 +4,8 @@ use crate::support::client::{Client, End, Piece, Request};
 use crate::support::fixtures;
 use crate::support::gate::Gate;
 use crate::support::proxy::Proxy;
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{sse, together};
 
 #[test]

@@ -4,8 +4,9 @@ use serde_json::Value;
 
 use crate::support::client::{Answer, Client, End, KEY, Request};
 use crate::support::fixtures::{self, Captured};
-use crate::support::proxy::{Proxy, token};
-use crate::support::upstream::{Recorded, Reply, Upstream};
+use crate::support::proxy::{Folder, Proxy, token};
+use crate::support::reply::Reply;
+use crate::support::upstream::{Recorded, Upstream};
 use crate::support::{eventually, sse};
 
 /// How a stream must reach the client, by what section 6 of the contract says about its end.
@@ -402,6 +403,41 @@ fn model_names_are_mapped_by_rule() {
         assert_eq!(proxy.ask(&Request::message_for(asked, false)).status(), 200, "{asked}");
         assert_eq!(upstream.wait_requests(index + 1)[index].json()["model"], *served, "{asked}");
     }
+}
+
+#[test]
+fn a_map_of_models_goes_first() {
+    let upstream = Upstream::start();
+    let map = r#"{ "claude-opus-4-1*": my-opus, "gpt-*": my-other }"#;
+    let proxy = Proxy::with(&[&upstream]).set("models.map", map).start();
+    let cases = [
+        ("claude-opus-4-1-20250805", "my-opus"),
+        ("gpt-oss-120b", "my-other"),
+        ("claude-opus-4-5", "databricks-claude-opus-4-5"),
+    ];
+    for (index, (asked, served)) in cases.iter().enumerate() {
+        assert_eq!(proxy.ask(&Request::message_for(asked, false)).status(), 200, "{asked}");
+        assert_eq!(upstream.wait_requests(index + 1)[index].json()["model"], *served, "{asked}");
+    }
+}
+
+/// A rotated token must not need a restart.
+#[test]
+fn a_token_file_is_read_again_when_it_changes() {
+    let upstream = Upstream::start();
+    let folder = Folder::new();
+    let path = folder.write("token", "the-first-token\n");
+    let setup =
+        Proxy::with(&[&upstream]).endpoint_unset(0, "token").endpoint(0, "token_file", path.display());
+    let proxy = setup.start();
+    assert_eq!(proxy.ask(&Request::message()).status(), 200);
+    assert_eq!(upstream.wait_requests(1)[0].all("authorization"), ["Bearer the-first-token"]);
+    folder.write("token", "a-second-and-longer-token\n");
+    eventually("the new token to be used", || {
+        proxy.ask(&Request::message());
+        let last = upstream.requests().pop()?;
+        (last.header("authorization") == Some("Bearer a-second-and-longer-token")).then_some(())
+    });
 }
 
 #[test]

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use crate::support::client::{Answer, Client, End, KEY, Request};
 use crate::support::gate::Gate;
 use crate::support::proxy::Proxy;
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{eventually, fixtures, together};
 
 fn proxy() -> (Upstream, Proxy) {

@@ -2,7 +2,8 @@
 
 use crate::support::client::{KEY, Request};
 use crate::support::proxy::{Proxy, token};
-use crate::support::upstream::{Reply, Upstream};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
 use crate::support::{eventually, fixtures, sse};
 
 const WORDS: [&str; 4] =

@@ -3,8 +3,9 @@
 use crate::support::client::{Client, End, Piece, Request, ask};
 use crate::support::fixtures;
 use crate::support::gate::Gate;
+use crate::support::reply::Reply;
 use crate::support::sse;
-use crate::support::upstream::{DeadAddress, Reply, Upstream};
+use crate::support::upstream::{DeadAddress, Upstream};
 
 #[test]
 fn a_request_is_recorded_as_it_was_sent() {

@@ -10,6 +10,7 @@ pub mod client;
 pub mod fixtures;
 pub mod gate;
 pub mod proxy;
+pub mod reply;
 pub mod sse;
 pub mod tls;
 pub mod upstream;

@@ -75,6 +75,7 @@ pub struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     endpoints: Vec<BTreeMap<String, String>>,
     environment: Vec<(String, String)>,
+    descriptors: Option<u32>,
 }
 
 impl Setup {
@@ -95,6 +96,12 @@ impl Setup {
     /// Sets a key of the endpoint at this place.
     pub fn endpoint(mut self, place: usize, key: &str, value: impl Display) -> Self {
         self.endpoints[place].insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Takes a key of an endpoint away again.
+    pub fn endpoint_unset(mut self, place: usize, key: &str) -> Self {
+        self.endpoints[place].remove(key);
         self
     }
 
@@ -120,6 +127,12 @@ impl Setup {
         self
     }
 
+    /// Starts the program with no more than this many descriptors, and no way to raise the limit.
+    pub fn descriptors(mut self, limit: u32) -> Self {
+        self.descriptors = Some(limit);
+        self
+    }
+
     pub fn yaml(&self) -> String {
         let mut yaml = String::new();
         for (section, keys) in &self.sections {
@@ -142,7 +155,18 @@ impl Setup {
     pub fn start(&self) -> Proxy {
         let folder = Folder::new();
         let config = folder.write("config.yaml", &self.yaml());
-        let mut command = program();
+        let mut command = self.descriptors.map_or_else(program, |limit| {
+            let plain = program();
+            let mut shell = Command::new("sh");
+            for (name, value) in plain.get_envs() {
+                match value {
+                    Some(value) => shell.env(name, value),
+                    None => shell.env_remove(name),
+                };
+            }
+            shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\"")).arg(plain.get_program());
+            shell
+        });
         command.arg("--config").arg(&config).current_dir(folder.path());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let running = Running::spawn(command);
@@ -290,11 +314,12 @@ pub struct Proxy {
 impl Proxy {
     /// Endpoints `w1`, `w2`, ... in front of these workspaces.
     pub fn with(upstreams: &[&Upstream]) -> Setup {
-        let setup = Setup { sections: BTreeMap::new(), endpoints: vec![], environment: vec![] }
-            .set("server.host", "127.0.0.1")
-            .set("server.port", 0)
-            .set("server.workers", 16)
-            .set("auth.api_key", KEY);
+        let setup =
+            Setup { sections: BTreeMap::new(), endpoints: vec![], environment: vec![], descriptors: None }
+                .set("server.host", "127.0.0.1")
+                .set("server.port", 0)
+                .set("server.workers", 16)
+                .set("auth.api_key", KEY);
         upstreams.iter().fold(setup, |setup, upstream| setup.and_endpoint_at(upstream.address()))
     }
 
