@@ -18,8 +18,9 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("what the operator wrote", &["config", "cli"]),
     ("the machine", &["env", "logging"]),
     ("shared truth", &["balancer"]),
-    ("edges", &["upstream", "front"]),
+    // Sees only readers and a sink, so it lies below the edges that implement them.
     ("copying", &["relay"]),
+    ("edges", &["upstream", "front"]),
     ("the path", &["messages", "routes", "admin"]),
     ("assembly", &["server", "demo", "health", "main", "lib"]),
 ];
