@@ -21,8 +21,8 @@ const LAYERS: [(&str, &[&str]); 9] = [
     // Sees only readers and a sink, so it lies below the edges that implement them.
     ("copying", &["relay"]),
     ("edges", &["upstream", "front"]),
-    ("the path", &["messages", "routes", "admin"]),
-    ("assembly", &["server", "demo", "health", "main", "lib"]),
+    ("the path", &["access", "messages", "routes", "admin"]),
+    ("assembly", &["server", "demo", "health", "program", "main", "lib"]),
 ];
 
 /// Rooms that decide and do nothing: no clock, lock, log, socket, thread or HTTP library.

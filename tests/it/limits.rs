@@ -157,25 +157,29 @@ fn refusals_do_not_wait_for_a_worker() {
     assert_eq!(held.answer().status(), 200);
 }
 
+/// Idle connections may have to go to make room; those at work may not.
 #[test]
-fn more_connections_than_allowed_wait_or_are_refused_but_harm_nobody() {
-    let upstream = Upstream::start();
+fn more_connections_than_allowed_harm_nobody_at_work() {
+    let gate = Gate::closed();
+    let upstream = Upstream::always(Reply::stream(sse::message("msg_1", "held")).after(&gate));
     let proxy = Proxy::with(&[&upstream]).set("server.max_connections", 4).start();
-    let mut first: Vec<Client> = (0..4).map(|_| proxy.connect()).collect();
-    for client in &mut first {
-        assert_eq!(client.ask(&Request::get("/health")).status(), 200);
+    let mut working: Vec<Client> = (0..3).map(|_| proxy.connect()).collect();
+    for client in &mut working {
+        client.send(&Request::stream());
     }
-    let surplus: Vec<Client> = (0..20).map(|_| proxy.connect()).collect();
-    for client in &mut first {
-        assert_eq!(client.ask(&Request::message()).status(), 200);
-    }
-    drop(surplus);
-    drop(first);
+    upstream.wait_requests(3);
+    let crowd: Vec<Client> = (0..20).map(|_| proxy.connect()).collect();
+    drop(crowd);
     eventually("room for a new connection", || {
         let mut client = proxy.connect();
         client.send_if_taken(&Request::get("/health").bytes());
         client.try_head().is_ok_and(|head| head.status == 200).then_some(())
     });
+    gate.open();
+    for client in &mut working {
+        let answer = client.answer();
+        assert_eq!((answer.body, answer.end), (sse::message("msg_1", "held"), End::Complete));
+    }
 }
 
 /// A shortage of descriptors ended accepting for good, and could even panic: the accept thread was gone and nobody
@@ -196,4 +200,19 @@ fn running_out_of_descriptors_is_survived() {
     });
     assert!(proxy.running.is_alive());
     expect_unharmed(&proxy);
+}
+
+/// Gone before it was accepted: that is no shortage of descriptors, and no reason to end a neighbour.
+#[test]
+fn clients_that_reset_at_once_harm_nobody() {
+    let proxy = Proxy::with(&[&Upstream::start()]).start();
+    let mut neighbours: Vec<Client> = (0..8).map(|_| proxy.connect()).collect();
+    for _ in 0..100 {
+        proxy.connect().reset();
+    }
+    for neighbour in &mut neighbours {
+        assert_eq!(neighbour.ask(&Request::message()).status(), 200);
+    }
+    let lines = proxy.running.err.all();
+    assert!(!lines.iter().any(|line| line.contains("ERROR")), "{lines:?}");
 }

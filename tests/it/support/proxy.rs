@@ -76,6 +76,7 @@ pub struct Setup {
     endpoints: Vec<BTreeMap<String, String>>,
     environment: Vec<(String, String)>,
     descriptors: Option<u32>,
+    upstreams: Vec<Upstream>,
 }
 
 impl Setup {
@@ -174,7 +175,7 @@ impl Setup {
         let address = line.split("listening on http://").nth(1).unwrap_or_default();
         let address = address.split(|c: char| c.is_whitespace() || c == '/').next().unwrap_or_default();
         let address = address.parse().unwrap_or_else(|_| panic!("no address in {line:?}"));
-        Proxy { running, address, _folder: folder }
+        Proxy { running, address, _folder: folder, _upstreams: self.upstreams.clone() }
     }
 }
 
@@ -309,17 +310,23 @@ pub struct Proxy {
     pub running: Running,
     address: SocketAddr,
     _folder: Folder,
+    _upstreams: Vec<Upstream>,
 }
 
 impl Proxy {
     /// Endpoints `w1`, `w2`, ... in front of these workspaces.
     pub fn with(upstreams: &[&Upstream]) -> Setup {
-        let setup =
-            Setup { sections: BTreeMap::new(), endpoints: vec![], environment: vec![], descriptors: None }
-                .set("server.host", "127.0.0.1")
-                .set("server.port", 0)
-                .set("server.workers", 16)
-                .set("auth.api_key", KEY);
+        let setup = Setup {
+            upstreams: upstreams.iter().map(|upstream| (*upstream).clone()).collect(),
+            sections: BTreeMap::new(),
+            endpoints: vec![],
+            environment: vec![],
+            descriptors: None,
+        }
+        .set("server.host", "127.0.0.1")
+        .set("server.port", 0)
+        .set("server.workers", 16)
+        .set("auth.api_key", KEY);
         upstreams.iter().fold(setup, |setup, upstream| setup.and_endpoint_at(upstream.address()))
     }
 

@@ -90,8 +90,16 @@ impl Shared {
     }
 }
 
-/// A fake workspace, gone when dropped.
+/// A fake workspace. Clones are the same one; it is gone with the last of them, and a proxy in front keeps one.
+#[derive(Clone)]
 pub struct Upstream {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _listening: Arc<Listening>,
+}
+
+/// Ends everything when dropped.
+struct Listening {
     address: SocketAddr,
     shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
@@ -120,7 +128,8 @@ impl Upstream {
             let shared = shared.clone();
             move || accept(&listener, &shared)
         }));
-        Self { address, shared, accepting }
+        let _listening = Arc::new(Listening { address, shared: shared.clone(), accepting });
+        Self { address, shared, _listening }
     }
 
     /// A workspace that gives every request this answer.
@@ -180,7 +189,7 @@ impl Upstream {
     }
 }
 
-impl Drop for Upstream {
+impl Drop for Listening {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         for socket in self.shared.lock().sockets.values() {
