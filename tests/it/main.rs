@@ -1,1 +1,24 @@
-//! One integration binary over real sockets and the built program.
+//! The built program over real sockets, against a scripted workspace.
+//!
+//! One binary, one file per behaviour. Nothing sleeps, nothing shares a port, and everything a test starts is
+//! stopped by its own handle. The support has tests of its own, so that a failure here is the program's.
+
+mod support;
+
+mod accounting;
+mod architecture;
+mod attempts;
+mod choosing;
+mod command_line;
+mod cooling;
+mod error_bodies;
+mod failover_stream;
+mod limits;
+mod networks;
+mod outcomes;
+mod promptness;
+mod refusals;
+mod relay;
+mod routes;
+mod secrets;
+mod support_test;

@@ -1,0 +1,131 @@
+//! No token, no key and no word of a conversation in anything the program writes or shows.
+
+use crate::support::client::{KEY, Request};
+use crate::support::proxy::{Proxy, token};
+use crate::support::reply::Reply;
+use crate::support::upstream::Upstream;
+use crate::support::{fixtures, sse};
+
+const WORDS: [&str; 4] =
+    ["a-wrong-key-of-a-client", "a-bearer-of-a-client", "a-word-of-the-question", "a-word-of-the-answer"];
+
+fn question(stream: bool) -> Request {
+    let body = format!(
+        r#"{{"model":"claude-sonnet-4-5","stream":{stream},"messages":[{{"role":"user","content":"a-word-of-the-question"}}]}}"#
+    );
+    Request::post_message(body)
+}
+
+fn expect_clean(what: &str, text: &str) {
+    for secret in WORDS.iter().copied().chain([KEY, &token(0), &token(1)]) {
+        assert!(!text.contains(secret), "{what} holds {secret:?}:\n{text}");
+    }
+}
+
+/// Every way an attempt can go, at the chattiest log level.
+#[test]
+fn nothing_secret_is_logged_or_shown() {
+    for format in ["text", "json"] {
+        let first = Upstream::script([
+            Reply::error(500, "anthropic-500.json"),
+            Reply::error(429, "databricks-429.json").header("retry-after", "1"),
+            Reply::json(400, format!(r#"{{"message":"bad token {} a-word-of-the-answer"}}"#, token(0))),
+            Reply::hang_up(),
+            Reply::json(503, format!("Bearer {} refused, a-word-of-the-answer", token(0))),
+            Reply::garbage(format!("HTTP/1.1 {} nonsense\r\n\r\n", token(0))),
+            Reply::stream(
+                [sse::message_start("msg_1"), sse::block_start(), sse::delta("a-word-of-the-answer")]
+                    .concat(),
+            )
+            .close(),
+            Reply::error(403, "databricks-403-invalid-token.json"),
+        ]);
+        let second = Upstream::always(Reply::stream(sse::message("msg_2", "a-word-of-the-answer")));
+        let setup = Proxy::with(&[&first, &second])
+            .in_order()
+            .set("logging.level", "trace")
+            .set("logging.format", format);
+        let proxy = setup.start();
+        for round in 0..12 {
+            proxy.ask(&Request::new("POST", "/reset"));
+            let answer = proxy.ask(&question(round % 2 == 0));
+            let shown = answer.text().replace("a-word-of-the-answer", "");
+            expect_clean("an answer", &shown);
+            expect_clean("a head", &format!("{:?}", answer.head));
+        }
+        let wrong = question(false)
+            .without("x-api-key")
+            .with("x-api-key", WORDS[0])
+            .with("authorization", &format!("Bearer {}", WORDS[1]));
+        expect_clean("a refusal", &proxy.ask(&wrong).text());
+        for route in ["/stats", "/health/ready"] {
+            expect_clean(route, &proxy.ask(&Request::get(route)).text());
+        }
+        let last = proxy.ask(&question(true));
+        proxy.wait_log(last.header("request-id").expect("a request-id"));
+        expect_clean("the output", &proxy.running.output());
+    }
+}
+
+#[test]
+fn one_access_line_for_each_request() {
+    let upstream = Upstream::script([
+        Reply::error(500, "anthropic-500.json"),
+        Reply::message().header("request-id", "req_seen_by_the_client"),
+    ]);
+    let proxy = Proxy::with(&[&upstream]).start();
+    assert_eq!(proxy.ask(&Request::message()).status(), 200);
+    let line = proxy.wait_log("req_seen_by_the_client");
+    for word in ["claude-sonnet-4-5", "databricks-claude-sonnet-4-5", "w1", "200"] {
+        assert!(line.contains(word), "{word} in {line}");
+    }
+    let refused = proxy.ask(&Request::message().without("x-api-key"));
+    let line = proxy.wait_log(refused.header("request-id").expect("a request-id"));
+    assert!(line.contains("401"), "{line}");
+    let lines = proxy.running.err.all();
+    assert_eq!(lines.iter().filter(|line| line.contains("req_seen_by_the_client")).count(), 1);
+}
+
+#[test]
+fn control_characters_cannot_forge_a_log_line() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(&[&upstream]).start();
+    let model = r"claude\nFORGED line\r\u001b[31m\u0000";
+    let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
+    let answer = proxy.ask(&Request::post_message(body));
+    let line = proxy.wait_log(answer.header("request-id").expect("a request-id"));
+    assert!(!line.chars().any(char::is_control), "{line:?}");
+    assert!(!proxy.running.err.all().iter().any(|line| line.starts_with("FORGED")));
+}
+
+#[test]
+fn json_logs_are_one_json_object_a_line() {
+    let upstream = Upstream::script([Reply::error(500, "anthropic-500.json")]);
+    let proxy = Proxy::with(&[&upstream]).set("logging.format", "json").start();
+    let answer = proxy.ask(&Request::stream());
+    assert_eq!(answer.body, fixtures::transcript("text"));
+    proxy.wait_log(answer.header("request-id").expect("a request-id"));
+    for line in proxy.running.err.all() {
+        let parsed: serde_json::Value =
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        assert!(parsed.is_object(), "{line}");
+    }
+}
+
+#[test]
+fn a_change_of_state_is_logged_once() {
+    let (failing, healthy) = (Upstream::always(Reply::error(500, "anthropic-500.json")), Upstream::start());
+    let setup =
+        Proxy::with(&[&failing, &healthy]).in_order().set("load_balancer.circuit_breaker_threshold", 2);
+    let proxy = setup.start();
+    let mut last = None;
+    for _ in 0..6 {
+        last = Some(proxy.ask(&Request::message()));
+    }
+    let last = last.expect("six answers");
+    proxy.wait_log(last.header("request-id").expect("a request-id"));
+    let warnings: Vec<String> =
+        proxy.running.err.all().into_iter().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("w1"), "{warnings:?}");
+}
