@@ -310,6 +310,7 @@ fn a_head_over_64_kib_is_a_431() {
     let large = Request::message().with("X-Long", &"y".repeat(50_000));
     let answer = proxy.ask(&large);
     assert_eq!(answer.status(), 200, "50 KB of head are allowed: {}", answer.text());
+    assert_eq!(proxy.number("w1", "total_errors"), 0, "a long head is not the endpoint's fault");
 }
 
 #[test]
