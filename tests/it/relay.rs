@@ -315,6 +315,27 @@ fn a_chunked_json_answer_arrives_whole() {
 }
 
 #[test]
+fn an_encoded_answer_passes_as_it_is() {
+    let bytes: Vec<u8> = (0..2_000u32).map(|number| (number * 37 % 251) as u8).collect();
+    let reply = Reply::json(200, &bytes).header("content-encoding", "gzip");
+    let upstream = Upstream::script([reply]);
+    let proxy = Proxy::with(&[&upstream]).start();
+    let answer = proxy.ask(&Request::message());
+    assert_eq!((answer.status(), answer.header("content-encoding")), (200, Some("gzip")));
+    assert!(answer.body == bytes);
+}
+
+#[test]
+fn json_for_a_request_that_wanted_a_stream_passes_as_it_is() {
+    let upstream = Upstream::script([Reply::message()]);
+    let proxy = Proxy::with(&[&upstream]).start();
+    let answer = proxy.ask(&Request::stream());
+    assert_eq!((answer.status(), answer.end), (200, End::Complete));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.body, fixtures::message_json());
+}
+
+#[test]
 fn an_http_1_0_client_gets_an_unchunked_answer_and_a_close() {
     let upstream = Upstream::start();
     let proxy = Proxy::with(&[&upstream]).start();
