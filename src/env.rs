@@ -26,3 +26,8 @@ pub fn sleep(pause: Duration) {
 pub fn rng() -> fastrand::Rng {
     fastrand::Rng::new()
 }
+
+/// An id for a request that no workspace has named: unique, and recognisable as ours.
+pub fn request_id() -> String {
+    format!("req_clb_{:016x}{:08x}", fastrand::u64(..), fastrand::u32(..))
+}

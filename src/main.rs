@@ -1,2 +1,7 @@
-//! Exit codes, and nothing else.
-fn main() {}
+//! Exit codes, and nothing else: 0 fine, 1 a failure at run time, 2 wrong usage or configuration.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    claude_lb::program::run()
+}

@@ -1,0 +1,128 @@
+//! The answers that the proxy gives by itself: health, numbers, token counts.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::balancer::{Balancer, EndpointView};
+use crate::http::answer::Answer;
+
+/// 200 as long as the process answers at all.
+pub fn live() -> Answer {
+    Answer::json(200, r#"{"status":"healthy"}"#)
+}
+
+/// 200, or 503 with the reasons why requests should go elsewhere.
+pub fn ready<T>(balancer: &Balancer<T>, is_draining: bool, now: Instant) -> Answer {
+    let mut reasons = Vec::new();
+    if is_draining {
+        reasons.push("draining: the process is about to end".to_string());
+    }
+    if !balancer.is_usable(now) {
+        reasons.extend(balancer.snapshot(now).iter().map(|view| format!("{}: {}", view.name, reason(view))));
+    }
+    if reasons.is_empty() {
+        return Answer::json(200, r#"{"status":"ready"}"#);
+    }
+    let body = serde_json::json!({ "status": "not_ready", "reasons": reasons });
+    Answer::json(503, body.to_string()).with("retry-after", "1")
+}
+
+fn reason(view: &EndpointView) -> String {
+    let whole = view.holds.iter().find(|(model, ..)| model.is_none());
+    match (view.state, whole) {
+        ("open", _) => format!("out after {} failures in a row", view.consecutive_failures),
+        (_, Some((_, reason, _))) => (*reason).to_string(),
+        _ if view.weight == 0 => "its weight is 0".into(),
+        (state, None) => state.to_string(),
+    }
+}
+
+/// What the process counts about itself.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ProcessNumbers {
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Client connections now.
+    pub connections: usize,
+    /// Requests lost to a fault of ours since the start.
+    pub panics: u64,
+    /// The process is about to end.
+    pub draining: bool,
+}
+
+/// /stats: the five fields that older tools read, and the finer truth.
+pub fn stats<T>(balancer: &Balancer<T>, process: ProcessNumbers, now: Instant) -> Answer {
+    #[derive(Serialize)]
+    struct Hold<'a> {
+        model: Option<&'a str>,
+        reason: &'a str,
+        seconds_left: f64,
+    }
+    #[derive(Serialize)]
+    struct Endpoint<'a> {
+        name: &'a str,
+        active_requests: usize,
+        total_requests: u64,
+        total_errors: u64,
+        circuit_open: bool,
+        state: &'a str,
+        consecutive_failures: u32,
+        trial_in_s: Option<f64>,
+        weight: u32,
+        holds: Vec<Hold<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Stats<'a> {
+        endpoints: Vec<Endpoint<'a>>,
+        process: ProcessNumbers,
+    }
+    let views = balancer.snapshot(now);
+    fn endpoint(view: &EndpointView) -> Endpoint<'_> {
+        let holds = view.holds.iter().map(|(model, reason, left)| Hold {
+            model: model.as_deref(),
+            reason,
+            seconds_left: seconds(*left),
+        });
+        Endpoint {
+            name: &view.name,
+            active_requests: view.active_requests,
+            total_requests: view.total_requests,
+            total_errors: view.total_errors,
+            circuit_open: view.circuit_open,
+            state: view.state,
+            consecutive_failures: view.consecutive_failures,
+            trial_in_s: view.opens_again_in.map(seconds),
+            weight: view.weight,
+            holds: holds.collect(),
+        }
+    }
+    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), process };
+    Answer::json(200, serde_json::to_vec(&stats).unwrap_or_default())
+}
+
+/// /reset.
+pub fn reset<T>(balancer: &Balancer<T>) -> Answer {
+    balancer.reset();
+    log::info!("reset: every breaker closed, every hold ended, error counts zeroed");
+    Answer::json(200, r#"{"status":"reset"}"#)
+}
+
+/// The client's telemetry is not wanted, but must not be an error either.
+pub fn event_logging() -> Answer {
+    Answer::json(200, r#"{"status":"ok"}"#)
+}
+
+/// An empty 200.
+pub fn warm_up() -> Answer {
+    Answer { status: 200, headers: Vec::new(), body: Vec::new() }
+}
+
+/// /v1/messages/count_tokens, in Anthropic's shape.
+pub fn count(tokens: u64) -> Answer {
+    Answer::json(200, format!(r#"{{"input_tokens":{tokens}}}"#))
+}
+
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,244 @@
+//! What is kept away from an endpoint for a while: one model that is over its limit, or everything when the
+//! endpoint's credential is refused. Pure; the time is an argument.
+//!
+//! Apart from the breaker on purpose: a workspace that is out of quota for one model is not broken.
+
+use std::time::{Duration, Instant};
+
+use crate::outcome::KeepOut;
+
+/// How many models of one endpoint are remembered; the one that ends first makes room.
+const MODELS_MAX: usize = 64;
+/// A model that does not exist in a workspace is not asked for again for this long.
+const MODEL_LONG: Duration = Duration::from_secs(600);
+
+/// A pause that grows each time it was not long enough.
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    until: Instant,
+    span: Duration,
+}
+
+impl Backoff {
+    /// The next pause: `first`, and twice the last one each time, up to `longest`. Failures that arrive while a
+    /// pause still runs belong to the same bad moment and do not double it.
+    fn next(last: Option<Self>, first: Duration, longest: Duration, now: Instant) -> Self {
+        match last {
+            None => Self { until: now + first, span: first },
+            Some(last) if now < last.until => last,
+            Some(last) => {
+                let span = (last.span * 2).min(longest);
+                Self { until: now + span, span }
+            }
+        }
+    }
+}
+
+/// Why something is kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// 429 or 529 for this model.
+    Limited,
+    /// The workspace does not have this model, or gives it no quota.
+    ModelUnavailable,
+    /// The workspace asked for a pause (Retry-After).
+    AskedToWait,
+    /// The workspace does not accept our credential, or our address.
+    Rejected,
+}
+
+impl Reason {
+    /// The word shown in /stats.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Limited => "rate_limited",
+            Reason::ModelUnavailable => "model_unavailable",
+            Reason::AskedToWait => "asked_to_wait",
+            Reason::Rejected => "credential_rejected",
+        }
+    }
+}
+
+/// Something that was just put aside, worth a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// The model, or everything.
+    pub model: Option<String>,
+    /// Why.
+    pub reason: Reason,
+    /// For how long from now.
+    pub span: Duration,
+}
+
+/// What is in force now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The model, or everything.
+    pub model: Option<String>,
+    /// Why.
+    pub reason: Reason,
+    /// When it ends.
+    pub until: Instant,
+}
+
+/// The pauses of one endpoint.
+#[derive(Debug, Clone, Default)]
+pub struct Cooldowns {
+    models: Vec<(String, Reason, Backoff)>,
+    endpoint: Option<(Reason, Backoff)>,
+}
+
+impl Cooldowns {
+    /// What keeps this model away from the endpoint now, the longest hold first.
+    pub fn hold(&self, model: &str, now: Instant) -> Option<Hold> {
+        let whole = self.endpoint.map(|(reason, backoff)| (None, reason, backoff.until));
+        let model = self.models.iter().find(|(name, ..)| name == model);
+        let model = model.map(|(name, reason, backoff)| (Some(name), *reason, backoff.until));
+        let longest = whole.into_iter().chain(model).filter(|(.., until)| now < *until).max_by_key(|h| h.2);
+        longest.map(|(model, reason, until)| Hold { model: model.cloned(), reason, until })
+    }
+
+    /// Everything in force, for display.
+    pub fn holds(&self, now: Instant) -> Vec<Hold> {
+        let whole =
+            self.endpoint.iter().map(|(reason, b)| Hold { model: None, reason: *reason, until: b.until });
+        let models = self.models.iter().map(|(name, reason, b)| Hold {
+            model: Some(name.clone()),
+            reason: *reason,
+            until: b.until,
+        });
+        whole.chain(models).filter(|hold| now < hold.until).collect()
+    }
+
+    /// Puts something aside. Says what changed, unless it was aside already.
+    pub fn keep_out(&mut self, what: KeepOut, model: &str, now: Instant) -> Option<Parked> {
+        const SECOND: Duration = Duration::from_secs(1);
+        match what {
+            KeepOut::Model(Some(span)) => self.model_for(model, Reason::Limited, span, now),
+            KeepOut::Model(None) => {
+                let last = self.model(model).filter(|(reason, _)| *reason == Reason::Limited).map(|(_, b)| b);
+                let next = Backoff::next(last, 5 * SECOND, 60 * SECOND, now);
+                self.set_model(model, Reason::Limited, next, now)
+            }
+            KeepOut::ModelLong => self.model_for(model, Reason::ModelUnavailable, MODEL_LONG, now),
+            KeepOut::Endpoint(span) => {
+                self.set_endpoint(Reason::AskedToWait, Backoff { until: now + span, span }, now)
+            }
+            KeepOut::EndpointParked => {
+                let last = self.endpoint.filter(|(reason, _)| *reason == Reason::Rejected).map(|(_, b)| b);
+                let next = Backoff::next(last, 60 * SECOND, 1800 * SECOND, now);
+                self.set_endpoint(Reason::Rejected, next, now)
+            }
+        }
+    }
+
+    /// A success: what was learned about this model and the credential is no longer true.
+    pub fn forgive(&mut self, model: &str) {
+        self.models.retain(|(name, ..)| name != model);
+        self.endpoint = None;
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn model(&self, model: &str) -> Option<(Reason, Backoff)> {
+        self.models.iter().find(|(name, ..)| name == model).map(|(_, reason, backoff)| (*reason, *backoff))
+    }
+
+    fn model_for(&mut self, model: &str, reason: Reason, span: Duration, now: Instant) -> Option<Parked> {
+        // A Retry-After that is shorter than what is in force does not end it early.
+        let until = self.model(model).map_or(now, |(_, b)| b.until).max(now + span);
+        self.set_model(model, reason, Backoff { until, span }, now)
+    }
+
+    fn set_model(&mut self, model: &str, reason: Reason, next: Backoff, now: Instant) -> Option<Parked> {
+        let was_out = self.model(model).is_some_and(|(was, b)| was == reason && now < b.until);
+        self.models.retain(|(name, ..)| name != model);
+        if self.models.len() >= MODELS_MAX
+            && let Some(first) = (0..self.models.len()).min_by_key(|&i| self.models[i].2.until)
+        {
+            self.models.swap_remove(first);
+        }
+        self.models.push((model.to_string(), reason, next));
+        let span = next.until.saturating_duration_since(now);
+        (!was_out).then(|| Parked { model: Some(model.to_string()), reason, span })
+    }
+
+    fn set_endpoint(&mut self, reason: Reason, next: Backoff, now: Instant) -> Option<Parked> {
+        let was_out = self.endpoint.is_some_and(|(was, b)| was == reason && now < b.until);
+        self.endpoint = Some((reason, next));
+        let span = next.until.saturating_duration_since(now);
+        (!was_out).then_some(Parked { model: None, reason, span })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    fn spans(what: KeepOut, times: usize) -> Vec<u64> {
+        let (mut cooldowns, mut now) = (Cooldowns::default(), crate::env::now());
+        (0..times)
+            .map(|_| {
+                let span = cooldowns.keep_out(what, "m", now).expect("a new hold").span;
+                now += span;
+                span.as_secs()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn pauses_double_up_to_their_limit() {
+        assert_eq!(spans(KeepOut::Model(None), 6), [5, 10, 20, 40, 60, 60]);
+        assert_eq!(spans(KeepOut::EndpointParked, 7), [60, 120, 240, 480, 960, 1800, 1800]);
+        assert_eq!(spans(KeepOut::Model(Some(seconds(7))), 3), [7, 7, 7]);
+        assert_eq!(spans(KeepOut::ModelLong, 2), [600, 600]);
+    }
+
+    #[test]
+    fn a_model_over_its_limit_leaves_the_others_alone() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        cooldowns.keep_out(KeepOut::Model(None), "opus", now);
+        assert!(cooldowns.hold("opus", now).is_some());
+        assert!(cooldowns.hold("sonnet", now).is_none());
+        assert!(cooldowns.hold("opus", now + seconds(5)).is_none());
+        cooldowns.keep_out(KeepOut::EndpointParked, "opus", now);
+        assert_eq!(cooldowns.hold("sonnet", now).unwrap().reason, Reason::Rejected);
+    }
+
+    /// Ten requests in flight that all get 429 are one bad moment, not ten.
+    #[test]
+    fn failures_during_a_pause_do_not_double_it() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        assert!(cooldowns.keep_out(KeepOut::Model(None), "m", now).is_some());
+        for _ in 0..9 {
+            assert_eq!(cooldowns.keep_out(KeepOut::Model(None), "m", now + seconds(1)), None);
+        }
+        assert!(cooldowns.hold("m", now + seconds(5)).is_none());
+    }
+
+    #[test]
+    fn a_success_starts_the_count_anew() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        cooldowns.keep_out(KeepOut::Model(None), "m", now);
+        cooldowns.forgive("m");
+        let again = cooldowns.keep_out(KeepOut::Model(None), "m", now + seconds(60)).unwrap();
+        assert_eq!(again.span, seconds(5));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        for i in 0..1000 {
+            cooldowns.keep_out(KeepOut::Model(None), &format!("m{i}"), now + seconds(i));
+        }
+        assert!(cooldowns.models.len() <= MODELS_MAX);
+        assert!(cooldowns.hold("m999", now + seconds(1000)).is_some());
+    }
+}

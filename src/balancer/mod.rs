@@ -1,0 +1,382 @@
+//! The shared truth about the endpoints, behind one mutex: who is busy, broken, cooling, and who comes next.
+//!
+//! [`Balancer::pick`] chooses and counts under one lock and hands out a [`Lease`]; [`Lease::finish`] gives it back
+//! with an outcome. A lease that is dropped for any other reason, such as a panic, releases its slot and blames nobody.
+//! Inside the lock there is no I/O, no logging and no clock: `now` is an argument, and whatever deserves a log line is
+//! returned as a [`Notice`].
+
+pub mod breaker;
+pub mod cooldown;
+pub mod strategy;
+mod view;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::anthropic::model::glob_matches;
+use crate::config::Strategy;
+use crate::outcome::{Outcome, Verdict};
+use crate::retry;
+use breaker::{Breaker, State, Ticket};
+use cooldown::{Cooldowns, Parked};
+use strategy::Candidate;
+
+pub use view::EndpointView;
+
+/// How fast recent use fades.
+const RECENT_HALF_LIFE: Duration = Duration::from_secs(60);
+
+/// How to balance.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How to choose among the eligible endpoints.
+    pub strategy: Strategy,
+    /// When an endpoint is taken out.
+    pub breaker: breaker::Settings,
+}
+
+/// One endpoint, as the balancer needs it. `payload` is what the caller does its work with.
+#[derive(Debug, Clone)]
+pub struct Endpoint<T> {
+    /// Unique name.
+    pub name: String,
+    /// Relative share; 0 means no new traffic.
+    pub weight: u32,
+    /// The most requests at once.
+    pub max_concurrent: Option<u32>,
+    /// Globs of the models it serves; empty means all.
+    pub models: Vec<String>,
+    /// Handed out with each lease.
+    pub payload: Arc<T>,
+}
+
+impl<T> Endpoint<T> {
+    fn serves(&self, model: &str) -> bool {
+        self.weight > 0
+            && (self.models.is_empty() || self.models.iter().any(|glob| glob_matches(glob, model)))
+    }
+}
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// The model as the workspaces call it.
+    pub model: &'a str,
+    /// Endpoints this request has tried, by [`Lease::index`].
+    pub tried: &'a [usize],
+}
+
+/// Nobody can take the request now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unavailable {
+    /// When the first endpoint may be back, if that is known.
+    pub soonest: Option<Duration>,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why nobody can take a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// No configured endpoint serves this model.
+    NoneServesModel,
+    /// Every endpoint is cooling for this model after 429 or 529.
+    AllCooling,
+    /// Broken, busy, parked, or tried already.
+    AllOut,
+    /// An endpoint is there, but too many doubtful retries are running.
+    RetryBudget,
+}
+
+/// Something that changed and deserves a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The endpoint's name.
+    pub endpoint: String,
+    /// What changed.
+    pub change: Change,
+}
+
+/// What changed about an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Its breaker.
+    Breaker(breaker::Change),
+    /// It, or a model on it, was put aside.
+    Parked(Parked),
+}
+
+struct Member<T> {
+    endpoint: Endpoint<T>,
+    breaker: Breaker,
+    cooldowns: Cooldowns,
+    active: usize,
+    total: u64,
+    errors: u64,
+    last_was_good: bool,
+    recent: f64,
+    recent_at: Instant,
+}
+
+impl<T> Member<T> {
+    fn new(endpoint: Endpoint<T>, now: Instant) -> Self {
+        Self {
+            endpoint,
+            breaker: Breaker::default(),
+            cooldowns: Cooldowns::default(),
+            active: 0,
+            total: 0,
+            errors: 0,
+            last_was_good: true,
+            recent: 0.0,
+            recent_at: now,
+        }
+    }
+
+    fn recent(&self, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.recent_at).as_secs_f64();
+        self.recent * (-age / RECENT_HALF_LIFE.as_secs_f64()).exp2()
+    }
+
+    fn has_room(&self) -> bool {
+        self.endpoint.max_concurrent.is_none_or(|most| self.active < most as usize)
+    }
+}
+
+struct Inner<T> {
+    members: Vec<Member<T>>,
+    credit: Vec<i64>,
+    settings: Settings,
+    rng: fastrand::Rng,
+    doubtful_retries: usize,
+}
+
+/// The endpoints and their state.
+pub struct Balancer<T> {
+    inner: Mutex<Inner<T>>,
+}
+
+impl<T> Balancer<T> {
+    /// All endpoints closed and idle.
+    pub fn new(
+        settings: Settings,
+        endpoints: Vec<Endpoint<T>>,
+        rng: fastrand::Rng,
+        now: Instant,
+    ) -> Arc<Self> {
+        let credit = vec![0; endpoints.len()];
+        let members = endpoints.into_iter().map(|endpoint| Member::new(endpoint, now)).collect();
+        let inner = Inner { members, credit, settings, rng, doubtful_retries: 0 };
+        Arc::new(Self { inner: Mutex::new(inner) })
+    }
+
+    /// Chooses an endpoint and takes one of its slots. With something in `ask.tried` this is a retry, and one to an
+    /// endpoint whose last result was not good is charged to the retry budget.
+    pub fn pick(self: &Arc<Self>, ask: Ask<'_>, now: Instant) -> Result<Lease<T>, Unavailable> {
+        let mut inner = self.inner.lock();
+        let candidates = inner.eligible(ask, now);
+        let Inner { settings, credit, rng, .. } = &mut *inner;
+        let Some(index) = strategy::choose(settings.strategy, &candidates, credit, rng) else {
+            return Err(inner.unavailable(ask.model, now));
+        };
+        let is_doubtful = !ask.tried.is_empty() && !inner.members[index].last_was_good;
+        if is_doubtful {
+            let in_flight: usize = inner.members.iter().map(|m| m.active).sum();
+            if inner.doubtful_retries >= retry::budget(in_flight) {
+                return Err(Unavailable { soonest: None, why: Why::RetryBudget });
+            }
+        }
+        Ok(self.lease(&mut inner, index, ask.model, is_doubtful, now))
+    }
+
+    /// Takes the only endpoint a second time for one request; `None` when it is out by now. See `retry`.
+    pub fn pick_again(self: &Arc<Self>, index: usize, model: &str, now: Instant) -> Option<Lease<T>> {
+        let mut inner = self.inner.lock();
+        if !inner.eligible(Ask { model, tried: &[] }, now).iter().any(|c| c.index == index) {
+            return None;
+        }
+        let in_flight: usize = inner.members.iter().map(|m| m.active).sum();
+        let may = inner.doubtful_retries < retry::budget(in_flight);
+        may.then(|| self.lease(&mut inner, index, model, true, now))
+    }
+
+    /// True when exactly one configured endpoint serves this model.
+    pub fn is_only_one(&self, model: &str) -> bool {
+        self.inner.lock().members.iter().filter(|m| m.endpoint.serves(model)).count() == 1
+    }
+
+    /// When the first endpoint may be back for this model; zero when one is free now.
+    pub fn soonest(&self, model: &str, now: Instant) -> Option<Duration> {
+        self.inner.lock().soonest(model, now)
+    }
+
+    /// True when some endpoint could take a request for some model now.
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.inner.lock().members.iter().any(|m| {
+            m.endpoint.weight > 0
+                && !matches!(m.breaker.state(now), State::Open { .. })
+                && m.cooldowns.holds(now).iter().all(|hold| hold.model.is_some())
+        })
+    }
+
+    /// Closes every breaker, ends every hold and zeroes the error counts. Requests that are running keep their slots.
+    pub fn reset(&self) {
+        for member in &mut self.inner.lock().members {
+            member.breaker.reset();
+            member.cooldowns.clear();
+            member.errors = 0;
+            member.last_was_good = true;
+        }
+    }
+
+    /// The state of every endpoint, in configuration order. Changes nothing.
+    pub fn snapshot(&self, now: Instant) -> Vec<EndpointView> {
+        self.inner.lock().members.iter().map(|member| EndpointView::of(member, now)).collect()
+    }
+
+    fn lease(
+        self: &Arc<Self>,
+        inner: &mut Inner<T>,
+        index: usize,
+        model: &str,
+        is_doubtful: bool,
+        now: Instant,
+    ) -> Lease<T> {
+        inner.doubtful_retries += usize::from(is_doubtful);
+        let member = &mut inner.members[index];
+        member.active += 1;
+        member.total += 1;
+        member.recent = member.recent(now) + 1.0;
+        member.recent_at = now;
+        Lease {
+            ticket: member.breaker.admit(),
+            payload: Arc::clone(&member.endpoint.payload),
+            model: model.to_string(),
+            balancer: Arc::clone(self),
+            is_doubtful,
+            index,
+        }
+    }
+}
+
+impl<T> Inner<T> {
+    /// Who may be chosen. A half-open endpoint takes one trial at a time while somebody else can serve, and
+    /// everything when nobody can.
+    fn eligible(&self, ask: Ask<'_>, now: Instant) -> Vec<Candidate> {
+        let free = |(index, m): &(usize, &Member<T>)| {
+            m.endpoint.serves(ask.model)
+                && m.has_room()
+                && m.cooldowns.hold(ask.model, now).is_none()
+                && !ask.tried.contains(index)
+        };
+        let candidate = |(index, m): (usize, &Member<T>)| Candidate {
+            index,
+            active: m.active,
+            weight: (u64::from(m.endpoint.weight) * m.breaker.share(now)).max(1),
+            recent: m.recent(now),
+        };
+        let of = |wanted: &dyn Fn(&Breaker) -> bool| -> Vec<Candidate> {
+            let members = self.members.iter().enumerate().filter(free);
+            members.filter(|(_, m)| wanted(&m.breaker)).map(candidate).collect()
+        };
+        let ready = of(&|b| b.state(now) == State::Closed || b.trial_is_free(now));
+        if !ready.is_empty() {
+            return ready;
+        }
+        of(&|b| b.state(now) == State::HalfOpen)
+    }
+
+    fn soonest(&self, model: &str, now: Instant) -> Option<Duration> {
+        let serving = self.members.iter().filter(|m| m.endpoint.serves(model));
+        serving.map(|m| m.back_at(model, now).saturating_duration_since(now)).min()
+    }
+
+    fn unavailable(&self, model: &str, now: Instant) -> Unavailable {
+        let mut serving = self.members.iter().filter(|m| m.endpoint.serves(model)).peekable();
+        if serving.peek().is_none() {
+            return Unavailable { soonest: None, why: Why::NoneServesModel };
+        }
+        let is_cooling = |m: &Member<T>| {
+            m.cooldowns.hold(model, now).is_some_and(|hold| hold.reason == cooldown::Reason::Limited)
+        };
+        let why = if serving.all(is_cooling) { Why::AllCooling } else { Why::AllOut };
+        Unavailable { soonest: self.soonest(model, now), why }
+    }
+}
+
+impl<T> Member<T> {
+    /// When it can serve this model again, as far as breaker and holds know.
+    fn back_at(&self, model: &str, now: Instant) -> Instant {
+        let breaker = match self.breaker.state(now) {
+            State::Open { until } => until,
+            State::Closed | State::HalfOpen => now,
+        };
+        self.cooldowns.hold(model, now).map_or(breaker, |hold| hold.until.max(breaker))
+    }
+}
+
+/// One request's place at one endpoint. Finishing consumes it; dropping it releases it and blames nobody.
+pub struct Lease<T> {
+    balancer: Arc<Balancer<T>>,
+    payload: Arc<T>,
+    model: String,
+    ticket: Ticket,
+    index: usize,
+    is_doubtful: bool,
+}
+
+impl<T> Lease<T> {
+    /// What the caller does its work with.
+    pub fn payload(&self) -> &Arc<T> {
+        &self.payload
+    }
+
+    /// The endpoint's number, for [`Ask::tried`].
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Gives the slot back and tells how it went. Returns what changed for the log.
+    pub fn finish(self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
+        let blame = outcome.blame();
+        let mut inner = self.balancer.inner.lock();
+        let settings = inner.settings.breaker;
+        let member = &mut inner.members[self.index];
+        member.errors += u64::from(blame.is_error);
+        let mut notices = Vec::new();
+        let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
+        if let Some(change) = member.breaker.settle(self.ticket, blame.verdict, now, settings) {
+            notice(Change::Breaker(change));
+        }
+        if let Some(parked) =
+            blame.keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now))
+        {
+            notice(Change::Parked(parked));
+        }
+        match blame.verdict {
+            Verdict::Success => {
+                member.cooldowns.forgive(&self.model);
+                member.last_was_good = true;
+            }
+            Verdict::Failure | Verdict::Neutral if blame.is_error => member.last_was_good = false,
+            Verdict::Failure | Verdict::Neutral => {}
+        }
+        drop(inner);
+        notices
+        // `self` drops here and gives the slot back, as for every other way out.
+    }
+}
+
+impl<T> Drop for Lease<T> {
+    fn drop(&mut self) {
+        let mut inner = self.balancer.inner.lock();
+        inner.doubtful_retries -= usize::from(self.is_doubtful);
+        let member = &mut inner.members[self.index];
+        member.active -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! The balancer's laws: stories, then random operations against a naive model.
+
+use super::*;
+use crate::outcome::Meaning;
+
+type Plain = Balancer<()>;
+
+fn endpoint(name: &str) -> Endpoint<()> {
+    Endpoint { name: name.into(), weight: 1, max_concurrent: None, models: vec![], payload: Arc::new(()) }
+}
+
+fn settings(strategy: Strategy) -> Settings {
+    let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60) };
+    Settings { strategy, breaker }
+}
+
+fn balancer(endpoints: Vec<Endpoint<()>>, now: Instant) -> Arc<Plain> {
+    Balancer::new(settings(Strategy::LeastRequests), endpoints, fastrand::Rng::with_seed(5), now)
+}
+
+fn ask(model: &str) -> Ask<'_> {
+    Ask { model, tried: &[] }
+}
+
+fn refused(status: u16) -> Outcome {
+    Outcome::Refused { status, retry_after: None, meaning: Meaning::Other }
+}
+
+#[test]
+fn a_slot_is_given_back_however_the_lease_ends() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a")], now);
+    let lease = balancer.pick(ask("m"), now).unwrap();
+    assert_eq!(balancer.snapshot(now)[0].active_requests, 1);
+    drop(lease);
+    balancer.pick(ask("m"), now).unwrap().finish(&Outcome::Completed, now);
+    let panicking = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _lease = balancer.pick(ask("m"), now).unwrap();
+        panic!("as a worker might");
+    }));
+    assert!(panicking.is_err());
+    let view = &balancer.snapshot(now)[0];
+    assert_eq!((view.active_requests, view.total_requests, view.total_errors), (0, 3, 0));
+}
+
+#[test]
+fn max_concurrent_weight_zero_and_models_limit_who_is_asked() {
+    let now = crate::env::now();
+    let mut list = vec![endpoint("a"), endpoint("b"), endpoint("c")];
+    list[0].max_concurrent = Some(1);
+    list[1].weight = 0;
+    list[2].models = vec!["databricks-claude-opus-*".into()];
+    let balancer = balancer(list, now);
+    let first = balancer.pick(ask("databricks-claude-sonnet-5"), now).unwrap();
+    assert_eq!(first.index(), 0);
+    let full = balancer.pick(ask("databricks-claude-sonnet-5"), now).err().unwrap();
+    assert_eq!(full.why, Why::AllOut);
+    assert_eq!(balancer.pick(ask("databricks-claude-opus-5"), now).unwrap().index(), 2);
+    assert!(balancer.is_only_one("databricks-claude-sonnet-5"));
+    assert!(!balancer.is_only_one("databricks-claude-opus-5"));
+}
+
+#[test]
+fn a_model_nobody_serves_is_told_apart() {
+    let now = crate::env::now();
+    let mut only = endpoint("a");
+    only.models = vec!["x".into()];
+    let balancer = balancer(vec![only], now);
+    assert_eq!(balancer.pick(ask("y"), now).err().unwrap().why, Why::NoneServesModel);
+}
+
+/// 401 and 403 made the originals send one request after another into the same dead workspace.
+#[test]
+fn a_rejected_credential_parks_the_endpoint() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+    let lease = balancer.pick(ask("m"), now).unwrap();
+    let bad = lease.index();
+    let notices = lease.finish(&refused(403), now);
+    assert!(matches!(&notices[..], [Notice { change: Change::Parked(_), .. }]));
+    for _ in 0..10 {
+        let lease = balancer.pick(ask("m"), now).unwrap();
+        assert_ne!(lease.index(), bad);
+        lease.finish(&Outcome::Completed, now);
+    }
+}
+
+#[test]
+fn all_cooling_says_when_the_first_is_back() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+    for seconds in [30, 20] {
+        let retry_after = Some(Duration::from_secs(seconds));
+        let limited = Outcome::Refused { status: 429, retry_after, meaning: Meaning::Other };
+        balancer.pick(ask("m"), now).unwrap().finish(&limited, now);
+    }
+    let none = balancer.pick(ask("m"), now).err().unwrap();
+    assert_eq!(none, Unavailable { soonest: Some(Duration::from_secs(20)), why: Why::AllCooling });
+    assert!(balancer.pick(ask("other"), now).is_ok(), "another model is not affected");
+    assert!(balancer.pick(ask("m"), now + Duration::from_secs(20)).is_ok());
+}
+
+#[test]
+fn half_open_lets_one_trial_through_while_another_can_serve() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+    let break_it = |index: usize| {
+        let tried = [1 - index];
+        for _ in 0..2 {
+            let lease = balancer.pick(Ask { model: "m", tried: &tried }, now).unwrap();
+            lease.finish(&Outcome::ConnectFailed, now);
+        }
+    };
+    break_it(0);
+    let later = now + Duration::from_secs(60);
+    let running: Vec<_> = (0..6).map(|_| balancer.pick(ask("m"), later).unwrap()).collect();
+    assert_eq!(running.iter().filter(|lease| lease.index() == 0).count(), 1);
+    drop(running);
+    break_it(1);
+    let both_half_open = now + Duration::from_secs(60);
+    let running: Vec<_> = (0..6).map(|_| balancer.pick(ask("m"), both_half_open)).collect();
+    assert!(running.iter().all(Result::is_ok), "nobody else can serve: everything goes through");
+}
+
+#[test]
+fn reset_opens_the_door_but_keeps_the_gauge() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a")], now);
+    let running = balancer.pick(ask("m"), now).unwrap();
+    for _ in 0..2 {
+        balancer.pick(ask("m"), now).unwrap().finish(&Outcome::NoAnswer, now);
+    }
+    assert!(balancer.snapshot(now)[0].circuit_open);
+    assert!(!balancer.is_usable(now));
+    balancer.reset();
+    let view = &balancer.snapshot(now)[0];
+    assert_eq!((view.circuit_open, view.total_errors, view.active_requests), (false, 0, 1));
+    running.finish(&Outcome::NoAnswer, now);
+    assert_eq!(
+        balancer.snapshot(now)[0].consecutive_failures,
+        0,
+        "a late failure does not disturb the new count"
+    );
+}
+
+/// A bad minute must not turn every request into three: retries to doubtful endpoints are few at a time.
+#[test]
+fn doubtful_retries_stay_within_the_budget() {
+    let now = crate::env::now();
+    let balancer = balancer((0..4).map(|i| endpoint(&i.to_string())).collect(), now);
+    for index in 0..4 {
+        let tried: Vec<usize> = (0..4).filter(|&i| i != index).collect();
+        let lease = balancer.pick(Ask { model: "m", tried: &tried }, now).unwrap();
+        lease.finish(&refused(529), now);
+    }
+    let later = now + Duration::from_secs(10);
+    let retry = Ask { model: "m", tried: &[0] };
+    let running: Vec<_> = (0..3).map(|_| balancer.pick(retry, later).unwrap()).collect();
+    assert_eq!(balancer.pick(retry, later).err().unwrap().why, Why::RetryBudget);
+    drop(running);
+    assert!(balancer.pick(retry, later).is_ok());
+}
+
+/// Random picks, finishes and drops against the simplest model that can be right.
+#[test]
+fn random_operations_keep_the_laws() {
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let strategy = [Strategy::LeastRequests, Strategy::RoundRobin, Strategy::Random][rng.usize(..3)];
+        let mut now = crate::env::now();
+        let mut list: Vec<_> = (0..rng.usize(1..6)).map(|i| endpoint(&i.to_string())).collect();
+        for endpoint in &mut list {
+            endpoint.weight = rng.u32(0..4);
+            endpoint.max_concurrent = rng.bool().then(|| rng.u32(1..5));
+        }
+        let limits: Vec<_> = list.iter().map(|e| (e.weight, e.max_concurrent)).collect();
+        let balancer = Balancer::new(settings(strategy), list, rng.fork(), now);
+        let mut running: Vec<Lease<()>> = Vec::new();
+        for step in 0..600 {
+            now += Duration::from_millis(rng.u64(..4000));
+            match rng.usize(..10) {
+                0..6 => {
+                    let open: Vec<bool> = balancer.snapshot(now).iter().map(|v| v.circuit_open).collect();
+                    if let Ok(lease) = balancer.pick(ask("m"), now) {
+                        assert!(!open[lease.index()], "seed {seed} step {step}: an open endpoint was picked");
+                        assert!(limits[lease.index()].0 > 0, "seed {seed} step {step}: weight 0 was picked");
+                        running.push(lease);
+                    }
+                }
+                6..9 if !running.is_empty() => {
+                    let lease = running.swap_remove(rng.usize(..running.len()));
+                    let outcome = match rng.usize(..6) {
+                        0 => Outcome::NoAnswer,
+                        1 => refused(429),
+                        2 => refused(503),
+                        3 => Outcome::ClientGone,
+                        _ => Outcome::Completed,
+                    };
+                    lease.finish(&outcome, now);
+                }
+                _ if !running.is_empty() => drop(running.swap_remove(rng.usize(..running.len()))),
+                _ => {}
+            }
+            for (index, view) in balancer.snapshot(now).iter().enumerate() {
+                let live = running.iter().filter(|lease| lease.index() == index).count();
+                assert_eq!(
+                    view.active_requests, live,
+                    "seed {seed} step {step}: active is not the live leases"
+                );
+                if let Some(most) = limits[index].1 {
+                    assert!(live <= most as usize, "seed {seed} step {step}: over max_concurrent");
+                }
+            }
+        }
+        running.clear();
+        assert!(balancer.snapshot(now).iter().all(|view| view.active_requests == 0));
+    }
+}
+
+#[test]
+fn round_robin_shares_are_exact_through_the_balancer() {
+    let now = crate::env::now();
+    let mut list = vec![endpoint("a"), endpoint("b"), endpoint("c")];
+    list[0].weight = 3;
+    let balancer = Balancer::new(settings(Strategy::RoundRobin), list, fastrand::Rng::with_seed(1), now);
+    for _ in 0..50 {
+        balancer.pick(ask("m"), now).unwrap().finish(&Outcome::Completed, now);
+    }
+    let totals: Vec<u64> = balancer.snapshot(now).iter().map(|v| v.total_requests).collect();
+    assert_eq!(totals, [30, 10, 10]);
+}

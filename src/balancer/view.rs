@@ -1,0 +1,55 @@
+//! What /stats shows of an endpoint. Taken under the balancer's lock, turned into JSON outside.
+
+use std::time::{Duration, Instant};
+
+use super::{Member, State};
+
+/// One endpoint at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EndpointView {
+    /// Its name.
+    pub name: String,
+    /// Requests it is serving.
+    pub active_requests: usize,
+    /// Attempts ever made on it.
+    pub total_requests: u64,
+    /// Attempts it failed since the last reset.
+    pub total_errors: u64,
+    /// True while it lets nothing through.
+    pub circuit_open: bool,
+    /// `closed`, `open` or `half_open`.
+    pub state: &'static str,
+    /// Until trials begin.
+    pub opens_again_in: Option<Duration>,
+    /// Consecutive failures.
+    pub consecutive_failures: u32,
+    /// What is kept out: model (or everything), reason, time left.
+    pub holds: Vec<(Option<String>, &'static str, Duration)>,
+    /// Configured weight.
+    pub weight: u32,
+}
+
+impl EndpointView {
+    pub(super) fn of<T>(member: &Member<T>, now: Instant) -> Self {
+        let (state, until) = match member.breaker.state(now) {
+            State::Closed => ("closed", None),
+            State::Open { until } => ("open", Some(until)),
+            State::HalfOpen => ("half_open", None),
+        };
+        let hold = |hold: super::cooldown::Hold| {
+            (hold.model, hold.reason.word(), hold.until.saturating_duration_since(now))
+        };
+        Self {
+            name: member.endpoint.name.clone(),
+            active_requests: member.active,
+            total_requests: member.total,
+            total_errors: member.errors,
+            circuit_open: state == "open",
+            state,
+            opens_again_in: until.map(|until| until.saturating_duration_since(now)),
+            consecutive_failures: member.breaker.failures(),
+            holds: member.cooldowns.holds(now).into_iter().map(hold).collect(),
+            weight: member.endpoint.weight,
+        }
+    }
+}

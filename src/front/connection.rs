@@ -1,0 +1,240 @@
+//! One client connection: tiny_http's iterator of requests, and our own handle on its socket.
+//!
+//! tiny_http never hands out the socket. We need it: to look at a head before the library reads it, to see that a
+//! client left while nothing is written, to end a broken answer. [`Registry::adopt`] finds the descriptor that the
+//! library has just accepted and takes a duplicate of it. The check is made on the duplicate, so no other thread can
+//! change what was checked: a connected socket on our port whose inode no live connection has. Only the accept thread
+//! adopts, so exactly one socket fits.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use polling::Poller;
+use rustix::net::{RecvFlags, SendFlags};
+use tiny_http::Request;
+
+use crate::relay::Client;
+
+/// Requests of one connection, as tiny_http parses them. A request it refuses is `None`; it has answered itself.
+type Requests = Box<dyn Iterator<Item = Option<Request>> + Send>;
+
+/// The live connections: how many, and which sockets.
+#[derive(Clone, Default)]
+pub(super) struct Registry(Arc<Live>);
+
+#[derive(Default)]
+struct Live {
+    inodes: Mutex<HashSet<u64>>,
+    left: Condvar,
+}
+
+/// A place in the registry, given back when the connection's descriptors are closed.
+struct Place {
+    registry: Registry,
+    inode: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.registry.0.inodes.lock().remove(&self.inode);
+        self.registry.0.left.notify_all();
+    }
+}
+
+impl Registry {
+    /// Connections now.
+    pub(super) fn len(&self) -> usize {
+        self.0.inodes.lock().len()
+    }
+
+    /// Waits until a connection has ended, at most for `longest`.
+    pub(super) fn wait_for_room(&self, most: usize, longest: std::time::Duration) {
+        let mut inodes = self.0.inodes.lock();
+        if inodes.len() >= most {
+            self.0.left.wait_for(&mut inodes, longest);
+        }
+    }
+
+    /// Finds the socket behind `requests`, which tiny_http has just accepted on `port`. `hint` is the descriptor that
+    /// was the lowest free one before.
+    pub(super) fn adopt(
+        &self,
+        requests: Requests,
+        port: u16,
+        hint: RawFd,
+        poller: &Arc<Poller>,
+    ) -> io::Result<Connection> {
+        let near = (hint..hint + 3).find_map(|fd| self.examine(fd, port));
+        let found = near.or_else(|| open_descriptors().into_iter().find_map(|fd| self.examine(fd, port)));
+        let (socket, peer, inode) =
+            found.ok_or_else(|| io::Error::other("the accepted socket was not found"))?;
+        self.0.inodes.lock().insert(inode);
+        let place = Place { registry: self.clone(), inode };
+        let (socket, poller) = (Arc::new(socket), Arc::clone(poller));
+        // SAFETY: `Connection::drop` takes the socket out of the poller before its last descriptor is closed.
+        unsafe { poller.add(&*socket, polling::Event::none(place.inode as usize)) }?;
+        Ok(Connection { requests: Some(requests), socket, poller, peer, place })
+    }
+
+    /// A duplicate of `fd`, if that is a connection on our port that nobody has adopted.
+    fn examine(&self, fd: RawFd, port: u16) -> Option<(TcpStream, SocketAddr, u64)> {
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the borrow lives for this one call, which only asks the kernel to duplicate whatever the number
+        // means at that moment, and fails cleanly if it means nothing. Everything is checked on the duplicate.
+        let duplicate: OwnedFd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?;
+        let inode = rustix::fs::fstat(&duplicate).ok()?.st_ino;
+        let socket = TcpStream::from(duplicate);
+        let is_ours = socket.local_addr().ok()?.port() == port;
+        let peer = socket.peer_addr().ok()?;
+        (is_ours && !self.0.inodes.lock().contains(&inode)).then_some((socket, peer, inode))
+    }
+}
+
+fn open_descriptors() -> Vec<RawFd> {
+    let folder = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// A client connection. Dropping it closes all its descriptors.
+pub(super) struct Connection {
+    requests: Option<Requests>,
+    socket: Arc<TcpStream>,
+    poller: Arc<Poller>,
+    peer: SocketAddr,
+    place: Place,
+}
+
+impl Connection {
+    /// The client's address.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Its number for the poller, unique among live connections.
+    pub(super) fn key(&self) -> usize {
+        self.place.inode as usize
+    }
+
+    /// Our handle.
+    pub(super) fn socket(&self) -> &Arc<TcpStream> {
+        &self.socket
+    }
+
+    /// Lets tiny_http read the next request. Its head must have been judged before.
+    pub(super) fn next_request(&mut self) -> Option<Request> {
+        self.requests.as_mut()?.next().flatten()
+    }
+
+    /// Copies what has arrived without taking it. `Ok(0)` means the client has closed.
+    pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        receive(&self.socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
+    }
+
+    /// Takes and forgets up to `buffer.len()` bytes that have arrived.
+    pub(super) fn discard(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        receive(&self.socket, buffer, RecvFlags::DONTWAIT)
+    }
+
+    /// Bytes that have arrived and were not read.
+    pub(super) fn available(&self) -> u64 {
+        rustix::io::ioctl_fionread(&*self.socket).unwrap_or(0)
+    }
+
+    /// True when the client has hung up.
+    pub(super) fn is_gone(&self) -> bool {
+        is_gone(&self.socket)
+    }
+
+    /// Sends a small answer without waiting. False when it did not fit, which only a client that never reads achieves.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> bool {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::net::send(&*self.socket, bytes, flags).is_ok_and(|sent| sent == bytes.len())
+    }
+
+    /// Tells the client that no more will come, but still hears it.
+    pub(super) fn end_sending(&self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// From now on reads find only what has arrived, and do not wait.
+    pub(super) fn end_receiving(&self) {
+        let _ = self.socket.shutdown(Shutdown::Read);
+    }
+
+    /// Ends the connection now.
+    pub(super) fn close(self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.poller.delete(&*self.socket);
+        // tiny_http's descriptors first, then ours, then the place: an inode is only forgotten when nothing holds it.
+        self.requests = None;
+    }
+}
+
+fn receive(socket: &TcpStream, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+    loop {
+        match rustix::net::recv(socket, &mut *buffer, flags) {
+            Ok((count, _)) => return Ok(count),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A client that closed its half is taken for gone, as nginx does: it will not read an answer that takes minutes.
+fn is_gone(socket: &TcpStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    #[cfg(target_os = "linux")]
+    let hang_up = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    #[cfg(not(target_os = "linux"))]
+    let hang_up = PollFlags::HUP | PollFlags::ERR;
+    let mut fds = [PollFd::new(socket, hang_up)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&at_once)).is_ok_and(|count| count > 0)
+}
+
+/// The client, as the worker that serves it sees it.
+pub struct ClientSocket {
+    socket: Arc<TcpStream>,
+    bytes_sent: Cell<u64>,
+}
+
+impl ClientSocket {
+    pub(super) fn new(connection: &Connection) -> Self {
+        Self { socket: Arc::clone(connection.socket()), bytes_sent: Cell::new(0) }
+    }
+
+    /// Bytes handed to the kernel for this request.
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.get()
+    }
+
+    /// Sends, and does not mind a client that has left.
+    pub fn send_or_forget(&self, bytes: &[u8]) {
+        let _ = self.send(bytes);
+    }
+}
+
+impl Client for ClientSocket {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes_sent.set(self.bytes_sent.get() + bytes.len() as u64);
+        // The listener's write timeout holds here: a client that does not read for so long counts as gone.
+        (&*self.socket).write_all(bytes)
+    }
+
+    fn is_gone(&self) -> bool {
+        is_gone(&self.socket)
+    }
+}

@@ -1,0 +1,239 @@
+//! The clients' side, and the only room that names tiny_http.
+//!
+//! The shape of Apache's event MPM. One accept thread; one watcher for all connections on which nothing runs, which
+//! judges each request head before tiny_http reads it; lanes with fixed pools of workers that own a connection only
+//! while they serve one request. Slow bodies are read by threads of their own, so that a slow upload never holds a
+//! worker. What a request means is the business of the [`Service`] above.
+
+mod connection;
+mod lane;
+mod listener;
+mod reader;
+mod watcher;
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::env;
+use crate::http::answer::{Answer, Refusal};
+use crate::http::head::Head;
+use connection::Connection;
+use lane::Pools;
+use watcher::Watcher;
+
+pub use connection::ClientSocket;
+
+/// Limits of the clients' side.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen; port 0 lets the system choose.
+    pub host: String,
+    /// See `host`.
+    pub port: u16,
+    /// Workers for messages.
+    pub workers: usize,
+    /// Requests that may wait for a worker.
+    pub queue: usize,
+    /// The longest such a wait.
+    pub queue_timeout: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// The longest a head may take from its first byte, and a fresh connection to its first byte.
+    pub head: Duration,
+    /// The longest a body may take.
+    pub body: Duration,
+    /// The longest a connection may be idle between requests.
+    pub keep_alive: Duration,
+}
+
+/// Which pool serves a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// Messages: the workers, which may be busy for minutes.
+    Messages,
+    /// Counting tokens: reads bodies and computes, but waits for nobody.
+    Count,
+    /// Everything that is answered at once.
+    Quick,
+}
+
+/// What is done with a request whose head is known.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Who serves it.
+    pub pool: Pool,
+    /// The name of the client's key, if one was asked for.
+    pub key: Option<Arc<str>>,
+    /// The largest body, in bytes. A longer announced one is refused by the service itself.
+    pub body_bytes_max: usize,
+}
+
+/// One request, whole, and the way back to its client.
+pub struct Exchange {
+    /// The request head.
+    pub head: Box<Head>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The client.
+    pub client: Rc<ClientSocket>,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// What [`Service::route`] said.
+    pub route: Route,
+    /// When the head was whole.
+    pub received_at: Instant,
+    /// The connection ends after this answer, and the answer should say so.
+    pub closes: bool,
+}
+
+/// How serving a request left the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The answer was ended well: another request may follow.
+    Whole,
+    /// The answer broke off: the client must see the connection end.
+    Broken,
+}
+
+/// What the proxy does with requests. Called from many threads.
+pub trait Service: Send + Sync + 'static {
+    /// Decides by the head alone. Called by the watcher: must not wait for anything.
+    fn route(&self, head: &Head) -> Result<Route, Refusal>;
+
+    /// Words a refusal, and notes it in the access log. Called by the watcher, too.
+    fn refuse(&self, refusal: Refusal, head: Option<&Head>, peer: SocketAddr) -> Answer;
+
+    /// Serves one request.
+    fn serve(&self, exchange: &Exchange) -> Ending;
+
+    /// A worker panicked while it served this request. Returns the answer for a client that has seen nothing yet.
+    fn panicked(&self, exchange: &Exchange) -> Answer;
+}
+
+/// The running clients' side.
+pub struct Front {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+/// What the threads of this room share.
+struct Shared {
+    settings: Settings,
+    service: Arc<dyn Service>,
+    watcher: Watcher,
+    pools: Pools,
+    connections: connection::Registry,
+    is_draining: AtomicBool,
+}
+
+impl Front {
+    /// Listens and starts serving.
+    pub fn start(settings: Settings, service: Arc<dyn Service>) -> std::io::Result<Self> {
+        let listener = listener::bind(&settings.host, settings.port)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            watcher: Watcher::new(&settings)?,
+            pools: Pools::new(&settings),
+            connections: connection::Registry::default(),
+            is_draining: AtomicBool::new(false),
+            settings,
+            service,
+        });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(run).map(drop)
+        };
+        let watching = Arc::clone(&shared);
+        spawn("watcher", Box::new(move || watcher::run(&watching)))?;
+        let accepting = Arc::clone(&shared);
+        spawn("accept", Box::new(move || listener::run(listener, &accepting)))?;
+        Ok(Self { address, shared })
+    }
+
+    /// Where it really listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes the port and all idle connections. What runs goes on.
+    pub fn drain(&self) {
+        self.shared.is_draining.store(true, Ordering::SeqCst);
+        listener::wake(self.address);
+        self.shared.watcher.wake();
+    }
+
+    /// Requests that are read, queued or served.
+    pub fn busy(&self) -> usize {
+        self.shared.pools.busy()
+    }
+
+    /// Counts open client connections.
+    pub fn connection_counter(&self) -> Box<dyn Fn() -> usize + Send + Sync> {
+        let registry = self.shared.connections.clone();
+        Box::new(move || registry.len())
+    }
+}
+
+/// A request on its way to a worker.
+struct Job {
+    connection: Connection,
+    head: Box<Head>,
+    route: Route,
+    received_at: Instant,
+    closes: bool,
+    /// The body, once it was read apart from the worker.
+    read: Option<reader::Read>,
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::SeqCst)
+    }
+
+    /// Sends a request to its pool; when that is full, the request comes back.
+    fn enqueue(self: &Arc<Self>, job: Job) -> Result<(), Box<Job>> {
+        let shared = Arc::clone(self);
+        self.pools.of(job.route.pool).send(job, move |job| shared.work(job)).map_err(Box::new)
+    }
+
+    /// Sends a request whose body is still coming to a reader.
+    fn enqueue_unread(self: &Arc<Self>, job: Job) -> Result<(), Box<Job>> {
+        let shared = Arc::clone(self);
+        let lane = self.pools.readers_for(job.route.pool);
+        lane.send(job, move |job| reader::run(&shared, job)).map_err(Box::new)
+    }
+
+    /// A worker's part: pull the request from tiny_http, serve it, park or close the connection.
+    fn work(self: &Arc<Self>, mut job: Job) {
+        let read = match job.read.take() {
+            Some(read) => read,
+            None => match reader::read(&mut job, &self.settings) {
+                Ok(read) => read,
+                Err(failed) => return reader::give_up(self, job, failed),
+            },
+        };
+        let Job { connection, head, route, received_at, closes, .. } = job;
+        let closes = closes || !head.keep_alive() || self.is_draining();
+        let client = Rc::new(ClientSocket::new(&connection));
+        let peer = connection.peer();
+        let exchange = Exchange { head, body: read.body, client, peer, route, received_at, closes };
+        let ending = catch_unwind(AssertUnwindSafe(|| self.service.serve(&exchange))).unwrap_or_else(|_| {
+            let answer = self.service.panicked(&exchange);
+            if exchange.client.bytes_sent() == 0 {
+                exchange.client.send_or_forget(&answer.to_bytes(false, true));
+            }
+            Ending::Broken
+        });
+        let keep = ending == Ending::Whole && !exchange.closes && !self.is_draining();
+        drop(exchange);
+        drop(read.writer);
+        if keep {
+            self.watcher.park(connection, env::now() + self.settings.keep_alive);
+        } else {
+            connection.close();
+        }
+    }
+}

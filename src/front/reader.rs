@@ -1,0 +1,188 @@
+//! Reads request bodies: at most so many bytes, at least so fast, and until a deadline on the wall.
+//!
+//! A body that has arrived already is read by the worker itself; a slow one by a thread of the reader lanes. Either
+//! way the key was checked first, and a body that is not wanted is never waited for.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tiny_http::Request;
+
+use super::{Job, Settings, Shared};
+use crate::env;
+use crate::http::answer::Refusal;
+use crate::http::head::Framing;
+
+/// A body slower than this, in bytes per second on average, is given up...
+const RATE_MIN: u64 = 1024;
+/// ...but not before it had this long.
+const RATE_GRACE: Duration = Duration::from_secs(5);
+
+/// A body, and the end of the request that tiny_http waits for before it reads the next one.
+pub(super) struct Read {
+    pub(super) body: Vec<u8>,
+    /// Never written to: answers go through our own handle. Dropped when the answer is out.
+    pub(super) writer: Box<dyn Write + Send>,
+}
+
+/// Why there is no body.
+pub(super) enum Failed {
+    /// The client is told why.
+    Refused(Refusal, Box<Request>),
+    /// The client has left, or tiny_http has refused the head after all and answered itself.
+    Lost,
+}
+
+/// Pulls the request from tiny_http and reads its body.
+pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
+    let mut request = job.connection.next_request().ok_or(Failed::Lost)?;
+    let limits = Limits {
+        framing: job.head.framing(),
+        bytes_max: job.route.body_bytes_max,
+        started: env::now(),
+        longest: settings.body,
+    };
+    let connection = &job.connection;
+    match read_body(request.as_reader(), limits, &env::now, &|| connection.is_gone()) {
+        Ok(body) => Ok(Read { body, writer: request.into_writer() }),
+        Err(refusal) => Err(Failed::Refused(refusal, Box::new(request))),
+    }
+}
+
+/// A reader thread's part.
+pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
+    match read(&mut job, &shared.settings) {
+        Ok(read) => job.read = Some(read),
+        Err(failed) => return give_up(shared, job, failed),
+    }
+    if let Err(job) = shared.enqueue(job) {
+        shared.turn_away(*job, Refusal::overloaded("every worker is busy and the queue is full"));
+    }
+}
+
+/// Answers a request whose body could not be read, without reading the rest of it.
+pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
+    let Job { connection, head, .. } = job;
+    let Failed::Refused(refusal, request) = failed else { return connection.close() };
+    let answer = shared.service.refuse(refusal, Some(&head), connection.peer());
+    connection.send_now(&answer.to_bytes(false, true));
+    // tiny_http drains an unread body when the request is dropped; after this it finds no more than has arrived.
+    connection.end_receiving();
+    drop(request.into_writer());
+    shared.watcher.linger(connection, true);
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    framing: Framing,
+    bytes_max: usize,
+    started: Instant,
+    longest: Duration,
+}
+
+fn read_body(
+    reader: &mut dyn io::Read,
+    limits: Limits,
+    clock: &dyn Fn() -> Instant,
+    is_gone: &dyn Fn() -> bool,
+) -> Result<Vec<u8>, Refusal> {
+    let too_large = |bytes| Refusal::too_large(bytes, limits.bytes_max);
+    let (mut body, expected) = match limits.framing {
+        Framing::None => return Ok(Vec::new()),
+        Framing::Length(bytes) if bytes > limits.bytes_max as u64 => return Err(too_large(Some(bytes))),
+        // Zeroed pages that are touched only as bytes arrive: a false length costs nothing.
+        Framing::Length(bytes) => (vec![0; bytes as usize], Some(bytes as usize)),
+        Framing::Chunked => (vec![0; 16 * 1024], None),
+    };
+    let mut filled = 0;
+    while Some(filled) != expected {
+        if filled == body.len() {
+            // One byte more than allowed, to see that there is more than allowed.
+            let larger = (body.len() * 2).min(limits.bytes_max + 1);
+            if larger == body.len() {
+                return Err(too_large(None));
+            }
+            body.resize(larger, 0);
+        }
+        match reader.read(&mut body[filled..]) {
+            Ok(0) => match expected {
+                Some(expected) => {
+                    let why = format!("the request body ended after {filled} of {expected} bytes");
+                    return Err(Refusal::new(400, why));
+                }
+                None if filled > limits.bytes_max => return Err(too_large(None)),
+                None => break,
+            },
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                if is_gone() {
+                    return Err(Refusal::new(400, "the client left before its request was whole"));
+                }
+            }
+            Err(error) => return Err(Refusal::new(400, format!("the request body cannot be read: {error}"))),
+        }
+        let elapsed = clock().saturating_duration_since(limits.started);
+        let is_slow = elapsed > RATE_GRACE && (filled as u64) < RATE_MIN * elapsed.as_secs();
+        if Some(filled) != expected && (elapsed >= limits.longest || is_slow) {
+            return Err(Refusal::new(
+                408,
+                format!("the request body came too slowly: {filled} bytes in {elapsed:.0?}"),
+            ));
+        }
+    }
+    body.truncate(filled);
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Gives `step` bytes a read, and takes a second for each.
+    struct Slow<'a> {
+        left: usize,
+        step: usize,
+        time: &'a Cell<Instant>,
+    }
+
+    impl io::Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.time.set(self.time.get() + Duration::from_secs(1));
+            let count = self.step.min(self.left).min(buffer.len());
+            self.left -= count;
+            Ok(count)
+        }
+    }
+
+    fn check(framing: Framing, left: usize, step: usize, most: usize) -> Result<usize, u16> {
+        let time = Cell::new(env::now());
+        let limits =
+            Limits { framing, bytes_max: most, started: time.get(), longest: Duration::from_secs(60) };
+        let mut reader = Slow { left, step, time: &time };
+        let read = read_body(&mut reader, limits, &|| time.get(), &|| false);
+        read.map(|body| body.len()).map_err(|refusal| refusal.status)
+    }
+
+    #[test]
+    fn bodies_are_whole_or_refused() {
+        use Framing::{Chunked, Length, None};
+        for (framing, left, step, most, expected) in [
+            (None, 9, 9, 100, Ok(0)),
+            (Length(0), 0, 1, 100, Ok(0)),
+            (Length(100), 100, 40, 100, Ok(100)),
+            (Length(100), 99, 40, 100, Err(400)),
+            (Length(101), 101, 40, 100, Err(413)),
+            (Length(u64::MAX), 1, 1, 100, Err(413)),
+            (Chunked, 100, 40, 100, Ok(100)),
+            (Chunked, 101, 40, 100, Err(413)),
+            (Chunked, 60_000, 40_000, 100_000, Ok(60_000)),
+            (Length(100_000), 100_000, 1, 100_000, Err(408)),
+            (Length(200_000), 200_000, 2_000, 200_000, Err(408)),
+        ] {
+            assert_eq!(check(framing, left, step, most), expected, "{framing:?} {left} {step}");
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! Watches every connection on which nothing runs.
+//!
+//! One thread, one poller, one-shot events. When bytes arrive, the head is peeked at and judged before tiny_http sees
+//! it; then the request goes to its lane, or is refused on the spot. Nothing here waits: answers to refused requests
+//! go out without blocking, an unfinished head is looked at again on a tick, and a connection that was refused with an
+//! unread body lingers for a second so that the answer is not destroyed by a reset.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use polling::{Events, Poller};
+
+use super::connection::Connection;
+use super::{Job, Settings, Shared};
+use crate::env;
+use crate::http::answer::Refusal;
+use crate::http::head::{Framing, Head, Verdict, judge};
+
+/// The largest request head, in bytes.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How much is peeked at first: a head of Claude Code has about 1.5 KiB, its body need not be copied.
+const FIRST_LOOK: usize = 4 * 1024;
+/// tiny_http reads bodies up to this size before it hands the request out, so they must have arrived before it looks.
+const READ_BY_TINY_HTTP: u64 = 1024;
+/// How often unfinished requests are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a refused client is listened to after the answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many may linger at once; beyond that they are closed at once.
+const LINGERING_MAX: usize = 256;
+
+/// The parked connections. Anybody parks, only the watcher's thread takes.
+pub(super) struct Watcher {
+    poller: Arc<Poller>,
+    parked: Mutex<HashMap<usize, Parked>>,
+    lingering: Mutex<Vec<Lingering>>,
+    tick: Duration,
+}
+
+struct Parked {
+    connection: Connection,
+    since: Instant,
+    until: Instant,
+}
+
+struct Lingering {
+    connection: Connection,
+    until: Instant,
+    /// Reads no longer tell whether the client has closed.
+    is_deaf: bool,
+}
+
+impl Watcher {
+    pub(super) fn new(settings: &Settings) -> io::Result<Self> {
+        let shortest = settings.queue_timeout.min(settings.head).min(settings.keep_alive);
+        let tick = (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
+        Ok(Self {
+            poller: Arc::new(Poller::new()?),
+            parked: Mutex::default(),
+            lingering: Mutex::default(),
+            tick,
+        })
+    }
+
+    pub(super) fn poller(&self) -> &Arc<Poller> {
+        &self.poller
+    }
+
+    /// Takes a connection in; it ends unless it brings bytes until then.
+    pub(super) fn park(&self, connection: Connection, until: Instant) {
+        let (key, socket) = (connection.key(), Arc::clone(connection.socket()));
+        // First where the watcher will look for it, then the one event that sends it looking.
+        self.parked.lock().insert(key, Parked { connection, since: env::now(), until });
+        if self.poller.modify(&*socket, polling::Event::readable(key)).is_err() {
+            // Only when it was closed between these two lines, for being idle or to make room.
+            self.take(key);
+        }
+    }
+
+    /// Listens to a refused client a little longer. `is_deaf`: its receiving side was shut down.
+    pub(super) fn linger(&self, connection: Connection, is_deaf: bool) {
+        connection.end_sending();
+        let mut lingering = self.lingering.lock();
+        if lingering.len() < LINGERING_MAX {
+            lingering.push(Lingering { connection, until: env::now() + LINGER, is_deaf });
+        }
+    }
+
+    /// Closes the connection that has been idle for longest. False when none is idle.
+    pub(super) fn evict_longest_idle(&self) -> bool {
+        let mut parked = self.parked.lock();
+        let longest = parked.iter().min_by_key(|(_, p)| p.since).map(|(&key, _)| key);
+        let evicted = longest.and_then(|key| parked.remove(&key));
+        drop(parked);
+        evicted.is_some()
+    }
+
+    /// Ends the current wait.
+    pub(super) fn wake(&self) {
+        let _ = self.poller.notify();
+    }
+
+    fn take(&self, key: usize) -> Option<Parked> {
+        self.parked.lock().remove(&key)
+    }
+
+    fn take_expired(&self, now: Instant, all: bool) -> Vec<Parked> {
+        let mut parked = self.parked.lock();
+        let expired: Vec<usize> =
+            parked.iter().filter(|(_, p)| all || p.until <= now).map(|(&key, _)| key).collect();
+        expired.iter().filter_map(|key| parked.remove(key)).collect()
+    }
+}
+
+/// A request of which not enough has arrived.
+struct Unfinished {
+    connection: Connection,
+    until: Instant,
+    available: u64,
+}
+
+/// The watcher's thread.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let watcher = &shared.watcher;
+    let mut events = Events::new();
+    let mut watch = Watch { shared, scratch: vec![0; HEAD_BYTES_MAX + 1], unfinished: Vec::new() };
+    let mut next_sweep = env::now();
+    loop {
+        let is_hurried = !watch.unfinished.is_empty() || !watcher.lingering.lock().is_empty();
+        let wait = if is_hurried { LOOK_AGAIN.min(watcher.tick) } else { watcher.tick };
+        events.clear();
+        if let Err(error) = watcher.poller.wait(&mut events, Some(wait)) {
+            log::error!("waiting for connections failed: {error}");
+            env::sleep(LOOK_AGAIN);
+        }
+        for event in events.iter() {
+            if let Some(parked) = watcher.take(event.key) {
+                let until = env::now() + shared.settings.head;
+                watch.guarded(|watch| watch.look(parked.connection, Some(parked.until), until, 0));
+            }
+        }
+        let now = env::now();
+        if now < next_sweep {
+            continue;
+        }
+        next_sweep = now + wait.min(LOOK_AGAIN);
+        watch.guarded(|watch| watch.sweep(now));
+    }
+}
+
+struct Watch<'a> {
+    shared: &'a Arc<Shared>,
+    scratch: Vec<u8>,
+    unfinished: Vec<Unfinished>,
+}
+
+impl Watch<'_> {
+    /// One connection's trouble is not the others'.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            log::error!("a connection was lost to a fault in the watcher");
+        }
+    }
+
+    /// What is due by time: unfinished requests, idle connections, queued requests, lingering ones.
+    fn sweep(&mut self, now: Instant) {
+        let watcher = &self.shared.watcher;
+        for unfinished in std::mem::take(&mut self.unfinished) {
+            let Unfinished { connection, until, available } = unfinished;
+            if now < until && connection.available() == available && !connection.is_gone() {
+                self.unfinished.push(Unfinished { connection, until, available });
+            } else {
+                self.look(connection, None, until, available);
+            }
+        }
+        let expired = watcher.take_expired(now, self.shared.is_draining());
+        expired.into_iter().for_each(|parked| parked.connection.close());
+        for job in self.shared.pools.overdue(now) {
+            self.shared.turn_away(job, Refusal::overloaded("no worker became free in time"));
+        }
+        self.drain_lingering(now);
+    }
+
+    /// Looks at a connection that has bytes to read, or whose time is up. `idle_until` is when an idle connection
+    /// would have ended; `until` when an unfinished request does.
+    fn look(&mut self, connection: Connection, idle_until: Option<Instant>, until: Instant, seen: u64) {
+        let mut length = match connection.peek(&mut self.scratch[..FIRST_LOOK]) {
+            Ok(0) => return connection.close(),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Nothing there after all: back to waiting.
+                return self.shared.watcher.park(connection, idle_until.unwrap_or(until));
+            }
+            Err(_) => return connection.close(),
+        };
+        let mut verdict = judge(&self.scratch[..length], HEAD_BYTES_MAX);
+        if matches!(verdict, Verdict::Incomplete) && length == FIRST_LOOK {
+            length = connection.peek(&mut self.scratch).unwrap_or(0);
+            verdict = judge(&self.scratch[..length], HEAD_BYTES_MAX);
+        }
+        match verdict {
+            Verdict::Refuse(refusal) => self.shared.refuse(connection, refusal, None),
+            Verdict::Complete(head) => self.dispatch(connection, head, until),
+            Verdict::Incomplete if env::now() >= until => {
+                let refusal = Refusal::new(408, "the request head did not come in time");
+                self.shared.refuse(connection, refusal, None);
+            }
+            Verdict::Incomplete if connection.is_gone() => connection.close(),
+            Verdict::Incomplete => {
+                let available = (length as u64).max(seen);
+                self.unfinished.push(Unfinished { connection, until, available });
+            }
+        }
+    }
+
+    /// Sends a request whose head is whole on its way.
+    fn dispatch(&mut self, connection: Connection, head: Box<Head>, until: Instant) {
+        let route = match self.shared.service.route(&head) {
+            Ok(route) => route,
+            Err(refusal) => return self.shared.refuse(connection, refusal, Some(&head)),
+        };
+        let available = connection.available();
+        let whole = whole_length(&head);
+        let has_arrived = whole.is_some_and(|bytes| bytes <= available);
+        // With more behind it, the answer to this one ends the connection: tiny_http may swallow the next head.
+        let closes = whole.is_none_or(|bytes| bytes < available);
+        if let Framing::Length(1..=READ_BY_TINY_HTTP) = head.framing()
+            && !has_arrived
+            && !head.expects_continue()
+        {
+            return self.wait_for_small_body(connection, &head, until, available);
+        }
+        let received_at = env::now();
+        let job = Job { connection, head, route, received_at, closes, read: None };
+        let taken = if has_arrived { self.shared.enqueue(job) } else { self.shared.enqueue_unread(job) };
+        if let Err(job) = taken {
+            let refusal = Refusal::overloaded("every worker is busy and the queue is full");
+            self.shared.turn_away(*job, refusal);
+        }
+    }
+
+    fn wait_for_small_body(&mut self, connection: Connection, head: &Head, until: Instant, available: u64) {
+        if connection.is_gone() {
+            let have = available.saturating_sub(head.len() as u64);
+            let refusal = Refusal::new(400, format!("the request body ended after {have} bytes"));
+            return self.shared.refuse(connection, refusal, Some(head));
+        }
+        if env::now() >= until {
+            let refusal = Refusal::new(408, "the request body did not come in time");
+            return self.shared.refuse(connection, refusal, Some(head));
+        }
+        self.unfinished.push(Unfinished { connection, until, available });
+    }
+
+    fn drain_lingering(&mut self, now: Instant) {
+        let waiting = std::mem::take(&mut *self.shared.watcher.lingering.lock());
+        for lingering in waiting {
+            let has_ended = loop {
+                match lingering.connection.discard(&mut self.scratch) {
+                    Ok(0) => break !lingering.is_deaf,
+                    Ok(_) => {}
+                    Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
+                }
+            };
+            if !has_ended && now < lingering.until {
+                self.shared.watcher.lingering.lock().push(lingering);
+            }
+        }
+    }
+}
+
+/// The length of head and body together, if it is known.
+fn whole_length(head: &Head) -> Option<u64> {
+    let body = match head.framing() {
+        Framing::None => 0,
+        Framing::Length(bytes) => bytes,
+        Framing::Chunked => return None,
+    };
+    (!head.expects_continue() || body == 0).then(|| body.saturating_add(head.len() as u64))
+}
+
+impl Shared {
+    /// Answers a request that tiny_http has not seen. If all of it has arrived it is thrown away and the connection
+    /// lives on; else the connection ends.
+    pub(super) fn refuse(&self, connection: Connection, refusal: Refusal, head: Option<&Head>) {
+        let answer = self.service.refuse(refusal, head, connection.peer());
+        let rest = head
+            .filter(|head| head.keep_alive() && !self.is_draining())
+            .and_then(whole_length)
+            .filter(|&bytes| bytes == connection.available());
+        let head_only = head.is_some_and(|head| head.method() == "HEAD");
+        let was_sent = connection.send_now(&answer.to_bytes(head_only, rest.is_none()));
+        match rest {
+            Some(mut left) if was_sent => {
+                let mut scratch = [0; 8 * 1024];
+                while left > 0 {
+                    let most = scratch.len().min(left as usize);
+                    match connection.discard(&mut scratch[..most]) {
+                        Ok(count) if count > 0 => left -= count as u64,
+                        _ => return connection.close(),
+                    }
+                }
+                self.watcher.park(connection, env::now() + self.settings.keep_alive);
+            }
+            _ if was_sent => self.watcher.linger(connection, false),
+            _ => connection.close(),
+        }
+    }
+
+    /// Answers a request that got no worker, whether its body was read or not.
+    pub(super) fn turn_away(&self, job: Job, refusal: Refusal) {
+        let Job { connection, head, read, closes, .. } = job;
+        let Some(read) = read else { return self.refuse(connection, refusal, Some(&head)) };
+        let answer = self.service.refuse(refusal, Some(&head), connection.peer());
+        let closes = closes || !head.keep_alive() || self.is_draining();
+        let was_sent = connection.send_now(&answer.to_bytes(false, closes));
+        drop(read.writer);
+        if was_sent && !closes {
+            self.watcher.park(connection, env::now() + self.settings.keep_alive);
+        } else {
+            connection.close();
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The words of HTTP/1.1 that we judge or write ourselves. Pure: bytes in, values out.
+
+pub mod answer;
+pub mod forward;
+pub mod head;

@@ -1,0 +1,324 @@
+//! One attempt at one workspace: send, look at the status, relay.
+//!
+//! It ends in exactly one [`Outcome`], and either the client has its answer by then, or nothing is lost and the
+//! [`Failure`] says what the client would see if this was the last attempt.
+
+use std::io::Read;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::heads::{self, Length, Marks};
+use super::prepare::Prepared;
+use super::surface::Failure;
+use super::{Messages, Report};
+use crate::anthropic::error::{Presented, meaning, present, status_of_error_type};
+use crate::anthropic::sse::{Scanner, error_of, usage_of_message};
+use crate::env;
+use crate::front::{Ending, Exchange};
+use crate::http::forward;
+use crate::outcome::{Outcome, retry_after};
+use crate::relay::body::{Body, Ended as BodyEnded, gather};
+use crate::relay::stream::{Ended as StreamEnded, Stream};
+use crate::relay::{Downstream, Limits};
+use crate::upstream::{Abort, Incoming, SendError, SendErrorKind, Wait, Workspace};
+
+/// The largest error body that is read.
+const ERROR_BYTES_MAX: usize = 256 * 1024;
+/// How much of a stream is taken at once. Events are small; this is one per stream in flight.
+const STREAM_BUFFER_BYTES: usize = 8 * 1024;
+
+/// What became of the client's answer.
+pub(super) enum Attempted {
+    /// The client has seen an answer, whole or broken off, or has left.
+    Answered(Ending),
+    /// The client has seen nothing that cannot be continued.
+    Failed(Failure),
+}
+
+type Result3 = (Attempted, Outcome, Report);
+
+/// One attempt.
+pub(super) struct Attempt<'a> {
+    pub(super) messages: &'a Messages,
+    pub(super) exchange: &'a Exchange,
+    pub(super) prepared: &'a Prepared<'a>,
+    pub(super) downstream: &'a Rc<Downstream>,
+    pub(super) id: &'a str,
+    /// Attempts so far, this one included.
+    pub(super) made: usize,
+}
+
+impl Attempt<'_> {
+    /// Runs it to its end.
+    pub(super) fn run(&self, workspace: &Workspace) -> Result3 {
+        let wait: Rc<dyn Wait> = Rc::new(Patience {
+            downstream: Rc::clone(self.downstream),
+            limits: self.messages.limits,
+            until: env::now() + self.messages.first_byte,
+            heartbeat_head: self.prepared.facts.stream.then(|| heads::heartbeat(self.id, self.exchange)),
+        });
+        let incoming = match workspace.send(&self.prepared.outgoing(), &wait) {
+            Ok(incoming) => incoming,
+            Err(error) => return self.not_sent(error, workspace),
+        };
+        let marks = Marks { request_id: self.id, endpoint: &workspace.name, attempts: self.made };
+        let content_type = incoming.header("content-type").unwrap_or_default().to_ascii_lowercase();
+        if !(200..300).contains(&incoming.status) {
+            return self.refused(incoming, workspace);
+        }
+        if content_type.starts_with("text/event-stream") {
+            return self.stream(incoming, marks);
+        }
+        if content_type.starts_with("text/html") {
+            return self.web_page(workspace);
+        }
+        if self.downstream.has_head() {
+            let why = format!("{} answered a stream with {content_type:?}", workspace.name);
+            return failed(Failure::local(502, &why), Outcome::NoAnswer, why);
+        }
+        self.body(incoming, marks, workspace)
+    }
+
+    fn not_sent(&self, error: SendError, workspace: &Workspace) -> Result3 {
+        let named = format!("{}: {}", workspace.name, error.message);
+        match error.kind {
+            SendErrorKind::Aborted(Abort::ClientGone) => self.client_gone(),
+            SendErrorKind::Aborted(Abort::FirstByte) => {
+                let seconds = self.messages.first_byte.as_secs_f64();
+                let why = format!("{} did not begin to answer within {seconds} s", workspace.name);
+                failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
+            }
+            SendErrorKind::Connect | SendErrorKind::Aborted(Abort::Connect) => {
+                let why = format!("cannot connect to {named}");
+                failed(Failure::local(502, &why), Outcome::ConnectFailed, why)
+            }
+            SendErrorKind::Credential => {
+                let why = format!("no token for {named}");
+                failed(Failure::local(502, &why), Outcome::NoCredential, why)
+            }
+            SendErrorKind::NoAnswer => {
+                let why = format!("no valid answer from {named}");
+                failed(Failure::local(502, &why), Outcome::NoAnswer, why)
+            }
+        }
+    }
+
+    /// An error status: its body decides what it means, and is what the client sees if this was the last attempt.
+    fn refused(&self, incoming: Incoming, workspace: &Workspace) -> Result3 {
+        let status = incoming.status;
+        let wait = incoming.header("retry-after").and_then(|value| retry_after(value, env::wall_clock()));
+        if (300..400).contains(&status) {
+            let why = format!("{} answered with a redirect ({status}): is api_base right?", workspace.name);
+            let outcome = Outcome::Refused { status, retry_after: wait, meaning: meaning(status, b"") };
+            return failed(Failure::local(502, &why), outcome, why);
+        }
+        let connection = incoming.header("connection").map(str::to_string);
+        let mut headers: Vec<(String, Vec<u8>)> = incoming
+            .headers()
+            .filter(|(name, _)| {
+                forward::goes_to_client(name, connection.as_deref()) && *name != "retry-after"
+            })
+            .map(|(name, value)| (name.to_string(), value.to_vec()))
+            .collect();
+        let content_type = incoming.header("content-type").map(str::to_string);
+        let given_id = incoming.header("request-id").map(str::to_string);
+        let token = incoming.token().clone();
+        let mut body = Vec::new();
+        let mut reader = incoming.into_body();
+        let gathered =
+            gather(&mut reader, self.downstream, self.messages.limits, &env::now, ERROR_BYTES_MAX, &mut body);
+        if gathered == crate::relay::body::Gathered::ClientGone {
+            return self.client_gone();
+        }
+        let outcome = Outcome::Refused { status, retry_after: wait, meaning: meaning(status, &body) };
+        let presented = present(
+            status,
+            content_type.as_deref(),
+            &body,
+            token.expose(),
+            given_id.as_deref().unwrap_or(self.id),
+        );
+        let body = match presented {
+            Presented::Unchanged => body,
+            Presented::Masked(masked) => masked,
+            Presented::Wrapped(text) => {
+                headers.retain(|(name, _)| name != "content-type" && name != "content-encoding");
+                headers.push(("content-type".into(), b"application/json".to_vec()));
+                text.into_bytes()
+            }
+        };
+        let why = format!("{} answered {status}{}", workspace.name, said(status, &body));
+        let failure =
+            Failure::Upstream { status, headers, body, retry_after: wait, endpoint: workspace.name.clone() };
+        let mut result = failed(failure, outcome, why);
+        result.2.request_id = given_id;
+        result
+    }
+
+    fn stream(&self, incoming: Incoming, marks: Marks<'_>) -> Result3 {
+        let status = incoming.status;
+        let head = heads::relayed(&incoming, Length::Streamed, marks, self.exchange);
+        // After a heartbeat the client has a head already, with our id.
+        let given_id =
+            incoming.header("request-id").filter(|_| !self.downstream.has_head()).map(str::to_string);
+        let mut stream = Stream {
+            downstream: self.downstream,
+            head: &head,
+            limits: self.messages.limits,
+            clock: &env::now,
+            scanner: Scanner::new(),
+        };
+        let ended = stream.run(&mut incoming.into_body(), &mut [0; STREAM_BUFFER_BYTES]);
+        let usage = *stream.scanner.usage();
+        let mut result = match ended {
+            StreamEnded::Complete => {
+                let keeps = self.downstream.is_chunked();
+                let ending = if keeps { Ending::Whole } else { Ending::Broken };
+                (Attempted::Answered(ending), Outcome::Completed, Report::default())
+            }
+            StreamEnded::ErrorEvent { kind, data } => {
+                let status = status_of_error_type(&kind);
+                let why = format!("{} began with an error event: {kind}", marks.endpoint);
+                failed(
+                    Failure::Event { status, data, endpoint: marks.endpoint.to_string() },
+                    Outcome::ErrorEvent { status },
+                    why,
+                )
+            }
+            StreamEnded::BrokeBeforeContent(why) => self.broke_before(marks.endpoint, &why),
+            StreamEnded::SilentBeforeContent => self.silent_before(marks.endpoint),
+            StreamEnded::BrokeAfterContent(why) => broke_after(marks.endpoint, &why),
+            StreamEnded::ClientGone => self.client_gone(),
+        };
+        result.2.usage = usage;
+        result.2.status.get_or_insert(status);
+        result.2.request_id = given_id;
+        result
+    }
+
+    fn body(&self, incoming: Incoming, marks: Marks<'_>, workspace: &Workspace) -> Result3 {
+        let status = incoming.status;
+        let announced = incoming.header("content-length").and_then(|value| value.parse().ok());
+        let given_id = incoming.header("request-id").map(str::to_string);
+        let make_head = {
+            let known = heads::relayed(&incoming, Length::Known(u64::MAX), marks, self.exchange);
+            let streamed = heads::relayed(&incoming, Length::Streamed, marks, self.exchange);
+            move |length: Option<u64>| match length {
+                Some(length) => with_length(&known, length),
+                None => streamed.clone(),
+            }
+        };
+        let relay = Body {
+            downstream: self.downstream,
+            make_head: &make_head,
+            length: announced,
+            limits: self.messages.limits,
+            clock: &env::now,
+        };
+        let mut gathered = Vec::new();
+        let mut reader: Box<dyn Read> = Box::new(incoming.into_body());
+        let mut result = match relay.run(&mut *reader, &mut gathered) {
+            BodyEnded::Complete => {
+                let is_framed = announced.is_some() || self.downstream.is_chunked() || is_whole(&gathered);
+                let ending = if is_framed { Ending::Whole } else { Ending::Broken };
+                (Attempted::Answered(ending), Outcome::Completed, Report::default())
+            }
+            BodyEnded::WebPage => self.web_page(workspace),
+            BodyEnded::BrokeBeforeContent(why) => self.broke_before(marks.endpoint, &why),
+            BodyEnded::SilentBeforeContent => self.silent_before(marks.endpoint),
+            BodyEnded::BrokeAfterContent(why) => broke_after(marks.endpoint, &why),
+            BodyEnded::ClientGone => self.client_gone(),
+        };
+        result.2.usage = usage_of_message(&gathered).unwrap_or_default();
+        result.2.status.get_or_insert(status);
+        result.2.request_id = given_id;
+        result
+    }
+
+    fn web_page(&self, workspace: &Workspace) -> Result3 {
+        let why = format!(
+            "{} answered with a web page instead of the API: a login page or a captive portal; check api_base and \
+             the network",
+            workspace.name
+        );
+        failed(Failure::local(502, &why), Outcome::WebPage, why)
+    }
+
+    fn broke_before(&self, endpoint: &str, why: &str) -> Result3 {
+        let why = format!("the answer of {endpoint} broke off: {why}");
+        failed(Failure::local(502, &why), Outcome::BrokeBeforeContent, why)
+    }
+
+    fn silent_before(&self, endpoint: &str) -> Result3 {
+        let seconds = self.messages.limits.idle.as_secs_f64();
+        let why = format!("{endpoint} fell silent for {seconds} s");
+        failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
+    }
+
+    fn client_gone(&self) -> Result3 {
+        (Attempted::Answered(Ending::Broken), Outcome::ClientGone, Report::default())
+    }
+}
+
+fn failed(failure: Failure, outcome: Outcome, why: String) -> Result3 {
+    let status = Some(failure.status());
+    (Attempted::Failed(failure), outcome, Report { why, status, ..Report::default() })
+}
+
+/// What an error body says, for the operator. A 400 may quote the prompt, so only others are shown.
+fn said(status: u16, body: &[u8]) -> String {
+    const LONGEST: usize = 200;
+    match error_of(body) {
+        Some((_, message)) if matches!(status, 401 | 403 | 404 | 429 | 500..) && !message.is_empty() => {
+            format!(" ({})", message.chars().take(LONGEST).collect::<String>())
+        }
+        _ => String::new(),
+    }
+}
+
+fn broke_after(endpoint: &str, why: &str) -> Result3 {
+    let why = format!("the answer of {endpoint} broke off after content: {why}");
+    (Attempted::Answered(Ending::Broken), Outcome::BrokeAfterContent, Report { why, ..Report::default() })
+}
+
+fn is_whole(gathered: &[u8]) -> bool {
+    gathered.len() < crate::relay::body::GATHERED_BYTES_MAX
+}
+
+/// Puts the length in the place that was kept for it.
+fn with_length(head: &[u8], length: u64) -> Vec<u8> {
+    let place = u64::MAX.to_string();
+    let at = memchr::memmem::rfind(head, place.as_bytes()).unwrap_or(head.len());
+    let mut out = Vec::with_capacity(head.len());
+    out.extend_from_slice(&head[..at]);
+    out.extend_from_slice(length.to_string().as_bytes());
+    out.extend_from_slice(head.get(at + place.len()..).unwrap_or_default());
+    out
+}
+
+/// What a request can bear while nothing has come from the workspace.
+struct Patience {
+    downstream: Rc<Downstream>,
+    limits: Limits,
+    until: Instant,
+    /// For streams: the head that a heartbeat may commit to.
+    heartbeat_head: Option<Vec<u8>>,
+}
+
+impl Wait for Patience {
+    fn tick(&self) -> Result<(), Abort> {
+        let now = env::now();
+        if self.downstream.is_gone() {
+            return Err(Abort::ClientGone);
+        }
+        if now >= self.until {
+            return Err(Abort::FirstByte);
+        }
+        match &self.heartbeat_head {
+            Some(head) if self.downstream.is_heartbeat_due(self.limits, now) => {
+                self.downstream.ping(head, now).map_err(|_| Abort::ClientGone)
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The main path: the life of one message request.
+//!
+//! Prepare once, then attempt after attempt until one has given the client its answer, or until the rules say that
+//! the client must see how the last one failed. Reads from top to bottom in that order:
+//! `prepare` the bytes, take a lease, run an `attempt`, settle the lease with the
+//! outcome, ask [`retry`] what follows, and at the end write the access line.
+
+mod attempt;
+mod heads;
+mod notices;
+mod prepare;
+mod surface;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::access::Record;
+use crate::anthropic::model::Families;
+use crate::balancer::{Ask, Balancer, Lease};
+use crate::env;
+use crate::front::{Ending, Exchange};
+use crate::outcome::Outcome;
+use crate::relay::{Downstream, Limits};
+use crate::retry::{self, Next};
+use crate::upstream::Workspace;
+use attempt::{Attempt, Attempted};
+use prepare::Prepared;
+use surface::Surface;
+
+/// What all message requests share.
+pub struct Messages {
+    /// The endpoints.
+    pub balancer: Arc<Balancer<Workspace>>,
+    /// Names of our own choosing for models, globs first.
+    pub map: Vec<(String, String)>,
+    /// Where a family name leads that says no usable version.
+    pub families: Families,
+    /// Attempts for one request, at most.
+    pub max_attempts: u32,
+    /// The longest wait for an attempt's status.
+    pub first_byte: Duration,
+    /// Silence, and when to fill it.
+    pub limits: Limits,
+}
+
+impl Messages {
+    /// Serves one request and writes its access line.
+    pub fn serve(&self, exchange: &Exchange) -> Ending {
+        let mut record = Record::new(exchange, env::request_id());
+        let is_chunked = !exchange.head.is_http_1_0();
+        let downstream = Rc::new(Downstream::new(exchange.client.clone(), is_chunked, env::now()));
+        let ending = match prepare::prepare(self, exchange) {
+            Ok(prepared) => {
+                record.asked = prepared.facts.model.clone();
+                record.served = prepared.model.clone();
+                record.is_stream = prepared.facts.stream;
+                self.run(exchange, &prepared, &downstream, &mut record)
+            }
+            Err(refusal) => {
+                let surface = Surface { exchange, downstream: &downstream };
+                surface.refusal(&refusal, &mut record)
+            }
+        };
+        record.finish(downstream.body_bytes(), downstream.first_at(), env::now());
+        ending
+    }
+
+    /// Attempt after attempt.
+    fn run(
+        &self,
+        exchange: &Exchange,
+        prepared: &Prepared<'_>,
+        downstream: &Rc<Downstream>,
+        record: &mut Record,
+    ) -> Ending {
+        let surface = Surface { exchange, downstream };
+        let mut tried = Vec::new();
+        let mut lease = match self.balancer.pick(Ask { model: &prepared.model, tried: &tried }, env::now()) {
+            Ok(lease) => lease,
+            Err(nobody) => return surface.unavailable(nobody, prepared, record),
+        };
+        loop {
+            tried.push(lease.index());
+            record.begin_attempt(&lease.payload().name);
+            let attempt = Attempt {
+                messages: self,
+                exchange,
+                prepared,
+                downstream,
+                id: &record.id.clone(),
+                made: tried.len(),
+            };
+            let (attempted, outcome, report) = attempt.run(lease.payload());
+            let Report { why, status, request_id, usage } = report;
+            record.end_attempt(&outcome, status, usage);
+            record.shown_id = request_id.unwrap_or_default();
+            self.settle(lease, &outcome, &why);
+            let failure = match attempted {
+                Attempted::Answered(ending) => return ending,
+                Attempted::Failed(failure) => failure,
+            };
+            let next = retry::next(&outcome, tried.len() as u32, self.max_attempts);
+            lease = match self.next_lease(next, &tried, prepared, downstream) {
+                Some(lease) => lease,
+                None => {
+                    let soonest = self.balancer.soonest(&prepared.model, env::now());
+                    return surface.failure(failure, soonest, record);
+                }
+            };
+        }
+    }
+
+    /// Gives the slot back and logs what changed.
+    fn settle(&self, lease: Lease<Workspace>, outcome: &Outcome, why: &str) {
+        for notice in lease.finish(outcome, env::now()) {
+            notices::log(&notice, why);
+        }
+    }
+
+    /// The endpoint for another attempt, or `None` when the client must see the failure.
+    fn next_lease(
+        &self,
+        next: Next,
+        tried: &[usize],
+        prepared: &Prepared<'_>,
+        downstream: &Downstream,
+    ) -> Option<Lease<Workspace>> {
+        if next == Next::Surface {
+            return None;
+        }
+        let model = &prepared.model;
+        if let Ok(lease) = self.balancer.pick(Ask { model, tried }, env::now()) {
+            return Some(lease);
+        }
+        let only = tried[0];
+        let may_repeat = next == Next::OtherOrSame && tried.len() == 1 && self.balancer.is_only_one(model);
+        if !may_repeat || !pause(retry::same_endpoint_pause(&mut env::rng()), downstream) {
+            return None;
+        }
+        self.balancer.pick_again(only, model, env::now())
+    }
+}
+
+/// Waits before the only endpoint is asked again. False when the client leaves meanwhile.
+fn pause(length: Duration, downstream: &Downstream) -> bool {
+    const STEP: Duration = Duration::from_millis(50);
+    let until: Instant = env::now() + length;
+    while env::now() < until {
+        if downstream.is_gone() {
+            return false;
+        }
+        env::sleep(STEP.min(until.saturating_duration_since(env::now())));
+    }
+    true
+}
+
+/// What an attempt tells beyond its outcome.
+#[derive(Debug, Default)]
+struct Report {
+    /// In words, for the log: what failed.
+    why: String,
+    /// The status the client was or would have been shown.
+    status: Option<u16>,
+    /// The workspace's own name for the request, if the client was shown it.
+    request_id: Option<String>,
+    /// Tokens, as far as the workspace told.
+    usage: crate::anthropic::sse::Usage,
+}

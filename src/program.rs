@@ -1,0 +1,77 @@
+//! What each command does, and the exit code it ends with.
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::cli::{self, Command};
+use crate::config::Config;
+use crate::server::Server;
+use crate::{health, logging};
+
+/// Wrong usage or configuration.
+const USAGE: u8 = 2;
+/// A failure at run time.
+const FAILURE: u8 = 1;
+
+/// Runs what the command line asks for.
+pub fn run() -> ExitCode {
+    let command = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(why) => return fail(USAGE, &why),
+    };
+    match command {
+        Command::Version => print(concat!("claude-lb ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Help => print(cli::HELP),
+        Command::Check { config } => with_config(config.as_deref(), |config| print(&config.show())),
+        Command::Run { config } => with_config(config.as_deref(), serve),
+        Command::Health { config, url } => match url {
+            Some(url) => exit(health::ask(&url)),
+            None => with_config(config.as_deref(), |config| exit(health::ask(&health::url_of(config)))),
+        },
+        Command::Demo { once, port } => exit(crate::demo::run(once, port)),
+    }
+}
+
+fn serve(config: &Config) -> ExitCode {
+    logging::init(&config.logging);
+    exit(Server::start(config).and_then(|server| {
+        server.announce(config);
+        server.run_until_signal(config.server.drain_timeout).map(|_| ())
+    }))
+}
+
+fn with_config(path: Option<&Path>, run: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    let env = |name: &str| std::env::var(name).ok();
+    let path = cli::config_path(path.map(Path::to_path_buf), &env);
+    match Config::load(&path, &env) {
+        Ok(config) => run(&config),
+        Err(problems) => {
+            for line in problems.lines() {
+                complain(&line);
+            }
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+fn exit(result: Result<(), String>) -> ExitCode {
+    result.map_or_else(|why| fail(FAILURE, &why), |()| ExitCode::SUCCESS)
+}
+
+fn fail(code: u8, why: &dyn Display) -> ExitCode {
+    complain(&format!("claude-lb: {why}"));
+    ExitCode::from(code)
+}
+
+/// A closed stderr or stdout is no reason to fail louder.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn print(text: &str) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    ExitCode::SUCCESS
+}

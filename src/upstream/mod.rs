@@ -1,0 +1,258 @@
+//! The workspaces' side, and the only room that names ureq.
+//!
+//! A [`Workspace`] sends one request and brings back status, headers and a body that can be read. It decides nothing:
+//! what a failure means stands in `outcome`, and whether to try again in `retry`. The one exception is a pooled
+//! connection that turns out closed: it is replaced by a fresh one, once, because that says nothing about anybody.
+
+mod credential;
+mod oauth;
+mod proxy;
+mod resolver;
+mod tls;
+mod transport;
+mod wait;
+
+use std::io::Read;
+use std::rc::Rc;
+use std::time::Duration;
+
+use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use ureq::http::{Method, Request, Uri};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector};
+use ureq::{Agent, Error};
+
+use crate::config;
+use crate::secret::Secret;
+use credential::{Credential, OAuth, TokenFile};
+
+pub use resolver::CachingResolver;
+pub use tls::Tls;
+pub use wait::{Abort, Wait};
+
+/// Idle connections are given up before any load balancer on the way does it (60 s is the shortest usual limit).
+const IDLE_AGE: Duration = Duration::from_secs(50);
+
+/// What all workspaces share.
+#[derive(Clone)]
+pub struct Network {
+    /// Certificate roots.
+    pub tls: Tls,
+    /// Names to addresses.
+    pub resolver: CachingResolver,
+    /// The longest a connect with its handshake may take.
+    pub connect_timeout: Duration,
+    /// How often a wait looks up, at most 500 ms.
+    pub tick: Duration,
+    /// Idle connections kept per workspace: one a worker.
+    pub idle_connections: usize,
+}
+
+/// One endpoint's address, credential and connections.
+pub struct Workspace {
+    /// Its name in the configuration.
+    pub name: String,
+    url: String,
+    credential: Credential,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    agent: Agent,
+}
+
+/// A request as it goes to any workspace; every attempt sends the same bytes.
+pub struct Outgoing<'a> {
+    /// The client's query, without `?`.
+    pub query: Option<&'a str>,
+    /// The client's headers that pass, in wire order.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// The body.
+    pub body: &'a [u8],
+}
+
+/// Status and headers of an answer; the body is still on the wire.
+pub struct Incoming {
+    /// The HTTP status.
+    pub status: u16,
+    headers: HeaderMap,
+    body: ureq::Body,
+    token: Secret,
+}
+
+impl Incoming {
+    /// The first value of a header, if it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// All headers.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+    }
+
+    /// The token that was sent, to mask it should the answer quote it.
+    pub fn token(&self) -> &Secret {
+        &self.token
+    }
+
+    /// The body. A read that finds nothing for one tick fails with `WouldBlock` and can simply be repeated. Dropped
+    /// before its end, it closes the connection, and the workspace can stop working.
+    pub fn into_body(self) -> impl Read {
+        self.body.into_with_config().limit(u64::MAX).reader()
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct SendError {
+    /// What happened.
+    pub kind: SendErrorKind,
+    /// In words, for the log and the client.
+    pub message: String,
+}
+
+/// What kept an answer from coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SendErrorKind {
+    /// No token to send: the file cannot be read, or OAuth failed.
+    Credential,
+    /// No connection.
+    Connect,
+    /// The connection ended or brought garbage before a status.
+    NoAnswer,
+    /// Given up from our side.
+    Aborted(Abort),
+}
+
+impl Workspace {
+    /// Prepares an endpoint. Nothing is connected yet.
+    pub fn new(written: &config::Endpoint, network: &Network) -> Result<Self, String> {
+        let url = format!("{}/anthropic/v1/messages", written.api_base);
+        let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
+        let agent = agent(&uri, network)?;
+        let mut headers = Vec::new();
+        for (name, value) in &written.headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+            let value = HeaderValue::from_str(value.expose()).map_err(|error| error.to_string())?;
+            headers.push((name, value));
+        }
+        let credential = match &written.credential {
+            config::Credential::Token(token) => Credential::Fixed(token.clone()),
+            config::Credential::TokenFile(path) => Credential::File(TokenFile::new(path.clone())),
+            config::Credential::OAuth { client_id, client_secret } => {
+                let grant = oauth::Grant::new(&uri, client_id, client_secret, agent.clone());
+                Credential::OAuth(OAuth::new(Box::new(move || grant.fetch())))
+            }
+        };
+        Ok(Self { name: written.name.clone(), url, credential, headers, agent })
+    }
+
+    /// Sends a request and waits for status and headers. `wait` is asked on every tick.
+    pub fn send(&self, outgoing: &Outgoing<'_>, wait: &Rc<dyn Wait>) -> Result<Incoming, SendError> {
+        let (token, result, trace) = self.call(outgoing, wait, false)?;
+        // Closed just as we sent, without a byte of answer: nobody's fault, and nobody has seen the request.
+        let is_stale = result.is_err() && !trace.connecting && !trace.received && abort_of(&result).is_none();
+        let (token, result, trace) =
+            if is_stale { self.call(outgoing, wait, true)? } else { (token, result, trace) };
+        let abort = abort_of(&result);
+        match result {
+            Ok(response) => {
+                let (parts, body) = response.into_parts();
+                Ok(Incoming { status: parts.status.as_u16(), headers: parts.headers, body, token })
+            }
+            Err(error) => {
+                let kind = match abort {
+                    Some(Abort::Connect) => SendErrorKind::Connect,
+                    Some(abort) => SendErrorKind::Aborted(abort),
+                    None if trace.connecting && !trace.connected => SendErrorKind::Connect,
+                    // A lookup that failed never came to connecting.
+                    None if !trace.connecting && is_stale => SendErrorKind::Connect,
+                    None => SendErrorKind::NoAnswer,
+                };
+                Err(SendError { kind, message: words(&error) })
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn call(
+        &self,
+        outgoing: &Outgoing<'_>,
+        wait: &Rc<dyn Wait>,
+        fresh_only: bool,
+    ) -> Result<(Secret, Result<ureq::http::Response<ureq::Body>, Error>, wait::Trace), SendError> {
+        let refused = |message| SendError { kind: SendErrorKind::Credential, message };
+        let token = self.credential.token().map_err(refused)?;
+        let request = self.request(outgoing, &token).map_err(refused)?;
+        let (result, trace) = wait::during(Rc::clone(wait), fresh_only, || self.agent.run(request));
+        Ok((token, result, trace))
+    }
+
+    fn request<'a>(&self, outgoing: &Outgoing<'a>, token: &Secret) -> Result<Request<&'a [u8]>, String> {
+        let uri = match outgoing.query {
+            Some(query) => format!("{}?{query}", self.url),
+            None => self.url.clone(),
+        };
+        let mut request = Request::builder().method(Method::POST).uri(uri);
+        let headers = request.headers_mut().ok_or("the query cannot stand in a URL")?;
+        headers.reserve(outgoing.headers.len() + self.headers.len() + 2);
+        for (name, value) in outgoing.headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+            let value = HeaderValue::from_str(value).map_err(|error| error.to_string())?;
+            headers.append(name, value);
+        }
+        for (name, value) in &self.headers {
+            headers.insert(name, value.clone());
+        }
+        let bearer = format!("Bearer {}", token.expose());
+        let mut bearer = HeaderValue::from_str(&bearer).map_err(|error| error.to_string())?;
+        bearer.set_sensitive(true);
+        headers.insert(AUTHORIZATION, bearer);
+        request.body(outgoing.body).map_err(|error| error.to_string())
+    }
+}
+
+fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {
+    let (scheme, host) = (uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default());
+    let proxy = proxy::for_host(scheme, host, &|name| std::env::var(name).ok());
+    let proxy = proxy.map(|url| ureq::Proxy::new(&url)).transpose();
+    let proxy =
+        proxy.map_err(|_| format!("the proxy set in the environment for {host} is not a URL that works"))?;
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(proxy)
+        .user_agent(ureq::config::AutoHeaderValue::None)
+        .accept(ureq::config::AutoHeaderValue::None)
+        .accept_encoding(ureq::config::AutoHeaderValue::None)
+        .max_idle_connections(network.idle_connections)
+        .max_idle_connections_per_host(network.idle_connections)
+        .max_idle_age(IDLE_AGE)
+        .build();
+    let connector =
+        ().chain(ConnectProxyConnector::default())
+            .chain(transport::TcpConnector { connect_timeout: network.connect_timeout, tick: network.tick })
+            .chain(tls::TlsConnector(network.tls.clone()));
+    Ok(Agent::with_parts(config, connector, network.resolver.clone()))
+}
+
+fn abort_of<T>(result: &Result<T, Error>) -> Option<Abort> {
+    match result {
+        Err(Error::Other(inner)) => inner.downcast_ref::<wait::Aborted>().map(|aborted| aborted.0),
+        Err(Error::Io(error)) => {
+            let inner = error.get_ref()?;
+            if let Some(Error::Other(inner)) = inner.downcast_ref::<Error>() {
+                return inner.downcast_ref::<wait::Aborted>().map(|aborted| aborted.0);
+            }
+            inner.downcast_ref::<wait::Aborted>().map(|aborted| aborted.0)
+        }
+        _ => None,
+    }
+}
+
+/// The error in words. ureq's own text may quote a proxy's URL with its password, so that kind is left out.
+fn words(error: &Error) -> String {
+    match error {
+        Error::Io(error) => error.to_string(),
+        Error::InvalidProxyUrl => "the proxy's URL is not valid".into(),
+        other => other.to_string(),
+    }
+}
