@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 use crate::anthropic::sse::Usage;
 use crate::front::Exchange;
 use crate::http::head::Head;
+use crate::logging::ACCESS;
 use crate::outcome::Outcome;
-
-/// The target that marks access lines in the log.
-pub const TARGET: &str = "access";
 
 /// What is noted while a message request is served.
 pub struct Record {
@@ -89,7 +87,7 @@ impl Record {
             .collect();
         let milliseconds = |to: Instant| to.saturating_duration_since(self.received_at);
         log::info!(
-            target: TARGET,
+            target: ACCESS,
             id = if self.shown_id.is_empty() { &self.id } else { &self.shown_id },
             key = self.key,
             peer = self.peer,
@@ -118,7 +116,7 @@ impl Record {
 /// The line for a request that was answered without any workspace.
 pub fn local(id: &str, key: Option<&str>, peer: &str, head: Option<&Head>, status: u16, level: log::Level) {
     log::log!(
-        target: TARGET,
+        target: ACCESS,
         level,
         id = id,
         key = key.unwrap_or("-"),

@@ -13,9 +13,11 @@ use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::access;
 use crate::config::{LogFormat, Logging};
 use crate::env;
+
+/// The target that marks access lines.
+pub const ACCESS: &str = "access";
 
 /// Starts logging. Called once, before any thread is started.
 pub fn init(logging: &Logging) {
@@ -42,7 +44,7 @@ struct Lines {
 impl Log for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let target = metadata.target();
-        metadata.level() <= self.level && (target == access::TARGET || target.starts_with("claude_lb"))
+        metadata.level() <= self.level && (target == ACCESS || target.starts_with("claude_lb"))
     }
 
     fn log(&self, record: &Record<'_>) {

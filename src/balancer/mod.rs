@@ -16,12 +16,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::anthropic::model::glob_matches;
-use crate::config::Strategy;
 use crate::outcome::{Outcome, Verdict};
 use crate::retry;
 use breaker::{Breaker, State, Ticket};
 use cooldown::{Cooldowns, Parked};
-use strategy::Candidate;
+use strategy::{Candidate, Strategy};
 
 pub use view::EndpointView;
 

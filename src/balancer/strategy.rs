@@ -1,6 +1,15 @@
 //! Which of the eligible endpoints is taken. Pure: eligibility is decided elsewhere, chance is passed in.
 
-use crate::config::Strategy;
+/// How to choose; `load_balancer.strategy` in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// The smallest load for its weight.
+    LeastRequests,
+    /// Each in turn, by weight.
+    RoundRobin,
+    /// By chance, by weight.
+    Random,
+}
 
 /// One eligible endpoint, as the strategies see it.
 #[derive(Debug, Clone, Copy)]

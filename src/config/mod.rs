@@ -32,6 +32,7 @@ mod show;
 mod tests;
 mod tree;
 
+pub use crate::balancer::strategy::Strategy;
 pub use problems::{PROBLEMS_MAX, Problem, Problems};
 
 /// The whole configuration, with every default filled in.
@@ -78,17 +79,6 @@ pub struct Server {
     pub max_connections: usize,
     /// How long running streams may go on after a stop signal; may be zero.
     pub drain_timeout: Duration,
-}
-
-/// `load_balancer.strategy`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// The smallest load for its weight.
-    LeastRequests,
-    /// Each in turn, by weight.
-    RoundRobin,
-    /// By chance, by weight.
-    Random,
 }
 
 /// `load_balancer:`

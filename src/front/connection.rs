@@ -69,10 +69,9 @@ impl Registry {
         hint: RawFd,
         poller: &Arc<Poller>,
     ) -> io::Result<Connection> {
-        let near = (hint..hint + 3).find_map(|fd| self.examine(fd, port));
-        let found = near.or_else(|| open_descriptors().into_iter().find_map(|fd| self.examine(fd, port)));
-        let (socket, peer, inode) =
-            found.ok_or_else(|| io::Error::other("the accepted socket was not found"))?;
+        // A connected socket is always found; one that was reset already has no peer any more.
+        let gone = || io::Error::new(io::ErrorKind::ConnectionAborted, "the client has left");
+        let (socket, peer, inode) = self.find(port, hint)?.ok_or_else(gone)?;
         self.0.inodes.lock().insert(inode);
         let place = Place { registry: self.clone(), inode };
         let (socket, poller) = (Arc::new(socket), Arc::clone(poller));
@@ -81,26 +80,51 @@ impl Registry {
         Ok(Connection { requests: Some(requests), socket, poller, peer, place })
     }
 
-    /// A duplicate of `fd`, if that is a connection on our port that nobody has adopted.
-    fn examine(&self, fd: RawFd, port: u16) -> Option<(TcpStream, SocketAddr, u64)> {
-        if fd < 0 {
-            return None;
+    fn find(&self, port: u16, hint: RawFd) -> io::Result<Option<Found>> {
+        for fd in (hint..hint + 3).filter(|&fd| fd >= 0) {
+            if let Some(found) = self.examine(fd, port)? {
+                return Ok(Some(found));
+            }
         }
+        for fd in open_descriptors()? {
+            if let Some(found) = self.examine(fd, port)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A duplicate of `fd`, if that is a connection on our port that nobody has adopted. The error is a lack of
+    /// descriptors.
+    fn examine(&self, fd: RawFd, port: u16) -> io::Result<Option<Found>> {
         // SAFETY: the borrow lives for this one call, which only asks the kernel to duplicate whatever the number
         // means at that moment, and fails cleanly if it means nothing. Everything is checked on the duplicate.
-        let duplicate: OwnedFd = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?;
-        let inode = rustix::fs::fstat(&duplicate).ok()?.st_ino;
+        let duplicate: OwnedFd = match unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned() {
+            Ok(duplicate) => duplicate,
+            Err(error) if is_shortage(&error) => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let Ok(inode) = rustix::fs::fstat(&duplicate).map(|stat| stat.st_ino) else { return Ok(None) };
         let socket = TcpStream::from(duplicate);
-        let is_ours = socket.local_addr().ok()?.port() == port;
-        let peer = socket.peer_addr().ok()?;
-        (is_ours && !self.0.inodes.lock().contains(&inode)).then_some((socket, peer, inode))
+        let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr()) else { return Ok(None) };
+        let is_new = local.port() == port && !self.0.inodes.lock().contains(&inode);
+        Ok(is_new.then_some((socket, peer, inode)))
     }
 }
 
-fn open_descriptors() -> Vec<RawFd> {
+type Found = (TcpStream, SocketAddr, u64);
+
+/// True when there is no descriptor left, for the process or for the machine.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|code| shortages.contains(&code))
+}
+
+fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let folder = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    let entries = std::fs::read_dir(folder)?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// A client connection. Dropping it closes all its descriptors.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tiny_http::{Listener, Server, SslContextWrap};
 
-use super::Shared;
+use super::{Shared, connection};
 use crate::env;
 
 /// Connections the kernel may hold for us.
@@ -79,7 +79,10 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
                         "cannot accept connections: {error} (raise the limit on open files, ulimit -n)"
                     );
                 }
-                shared.watcher.evict_longest_idle();
+                // An idle client is the cheapest source of descriptors.
+                if connection::is_shortage(&error) {
+                    shared.watcher.evict_longest_idle();
+                }
                 env::sleep(PAUSE);
             }
         }
@@ -100,8 +103,7 @@ fn accept(listener: &Listener, plain: &SslContextWrap, port: u16, shared: &Arc<S
         _ => -1,
     };
     let accepted = catch_unwind(AssertUnwindSafe(|| Server::accept_connection(listener, plain)));
-    let accepted =
-        accepted.unwrap_or_else(|_| Err(io::Error::other("no descriptor left for the connection")))?;
+    let accepted = accepted.unwrap_or_else(|_| Err(rustix::io::Errno::MFILE.into()))?;
     let Some(requests) = accepted else { return Ok(()) };
     let requests = Box::new(requests.map(Result::ok));
     let connection = shared.connections.adopt(requests, port, hint, shared.watcher.poller())?;

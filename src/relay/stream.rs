@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::{Downstream, Gone, Limits, Quiet, is_tick};
-use crate::anthropic::sse::{End, Kind, Scanner, early_kind, error_of, split_event};
+use crate::anthropic::sse::{End, Kind, Scanner, error_of, split_event};
 
 /// How a stream ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,8 +106,7 @@ impl Stream<'_> {
             at = end;
         }
         let rest = &held[at..];
-        is_content =
-            is_content || rest.len() > HELD_BYTES_MAX || early_kind(rest).is_some_and(Kind::is_content);
+        is_content = is_content || rest.len() > HELD_BYTES_MAX;
         if is_content {
             out.push(at..held.len());
             at = held.len();

@@ -181,7 +181,10 @@ impl Workspace {
         let refused = |message| SendError { kind: SendErrorKind::Credential, message };
         let token = self.credential.token().map_err(refused)?;
         let request = self.request(outgoing, &token).map_err(refused)?;
-        let (result, trace) = wait::during(Rc::clone(wait), fresh_only, || self.agent.run(request));
+        let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+        let head_bytes = headers.sum::<usize>() + self.url.len() + outgoing.query.map_or(0, str::len);
+        let trace = wait::Trace { fresh_only, head_bytes, ..wait::Trace::default() };
+        let (result, trace) = wait::during(Rc::clone(wait), trace, || self.agent.run(request));
         Ok((token, result, trace))
     }
 

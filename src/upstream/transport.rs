@@ -22,6 +22,8 @@ const INPUT_BYTES: usize = 8 * 1024;
 const INPUT_BYTES_MAX: usize = 64 * 1024;
 /// How much of a request is gathered for one send, in bytes.
 const OUTPUT_BYTES: usize = 32 * 1024;
+/// What ureq adds to a request head of its own, at most.
+const HEAD_EXTRA_BYTES: usize = 1024;
 
 /// Opens TCP connections.
 #[derive(Debug)]
@@ -193,7 +195,9 @@ pub(super) struct SmallBuffers {
 impl Buffers for SmallBuffers {
     fn output(&mut self) -> &mut [u8] {
         if self.output.is_empty() {
-            self.output = vec![0; OUTPUT_BYTES];
+            // ureq writes a header line in one piece or not at all.
+            let head = wait::trace().head_bytes + HEAD_EXTRA_BYTES;
+            self.output = vec![0; OUTPUT_BYTES.max(head)];
         }
         &mut self.output[self.gathered..]
     }

@@ -54,17 +54,18 @@ pub(super) struct Trace {
     pub(super) received: bool,
     /// Pooled connections must not be used.
     pub(super) fresh_only: bool,
+    /// About how long the request head is, in bytes: it must fit into the output buffer in one piece.
+    pub(super) head_bytes: usize,
 }
 
 thread_local! {
     static WAIT: RefCell<Option<Rc<dyn Wait>>> = const { RefCell::new(None) };
     static TRACE: Cell<Trace> = const { Cell::new(Trace {
-        connecting: false, connect_by: None, connected: false, received: false, fresh_only: false,
-    }) };
+        connecting: false, connect_by: None, connected: false, received: false, fresh_only: false, head_bytes: 0 }) };
 }
 
 /// Runs a call with `wait` asked on each tick. Returns what was noted, too.
-pub(super) fn during<R>(wait: Rc<dyn Wait>, fresh_only: bool, call: impl FnOnce() -> R) -> (R, Trace) {
+pub(super) fn during<R>(wait: Rc<dyn Wait>, trace: Trace, call: impl FnOnce() -> R) -> (R, Trace) {
     struct Reset;
     impl Drop for Reset {
         fn drop(&mut self) {
@@ -74,7 +75,7 @@ pub(super) fn during<R>(wait: Rc<dyn Wait>, fresh_only: bool, call: impl FnOnce(
     }
     let _reset = Reset;
     WAIT.set(Some(wait));
-    TRACE.set(Trace { fresh_only, ..Trace::default() });
+    TRACE.set(trace);
     let result = call();
     (result, TRACE.get())
 }

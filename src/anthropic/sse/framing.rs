@@ -91,18 +91,6 @@ pub fn split_event(bytes: &[u8]) -> Option<Event> {
     None
 }
 
-/// The kind of the incomplete event at the front of `bytes`, if it is certain already: its `event:` line is
-/// complete, or its data begins with `"type":"..."`.
-pub fn early_kind(bytes: &[u8]) -> Option<Kind> {
-    let mut head = EventHead::default();
-    let mut lines = Lines { bytes, at: 0 };
-    while let Some(line) = lines.next_whole() {
-        head.read(&bytes[line]);
-    }
-    head.read_unfinished(&bytes[lines.at..]);
-    head.known()
-}
-
 /// The lines of a buffer.
 struct Lines<'a> {
     bytes: &'a [u8],
@@ -262,34 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn kinds_that_are_certain_early() {
-        let table = [
-            ("", None),
-            ("event: message_start", None),
-            ("event: message_start\n", Some(Kind::MessageStart)),
-            ("event: message_start\r", Some(Kind::MessageStart)),
-            ("event: message_start\ndata: {\"ty", Some(Kind::MessageStart)),
-            (": c\n\n: d\nevent: ping\n", Some(Kind::Ping)),
-            ("data: {\"type\":\"content_block_del", None),
-            ("data: {\"type\":\"content_block_delta\"", Some(Kind::ContentBlockDelta)),
-            ("data:{ \"type\" : \"content_block_start\",\"x", Some(Kind::ContentBlockStart)),
-            ("data: {\"index\":0,\"type\":\"ping\"", None),
-            (": {\"type\":\"ping\"", None),
-        ];
-        for (text, wanted) in table {
-            assert_eq!(early_kind(text.as_bytes()), wanted, "{text:?}");
-        }
-    }
-
-    #[test]
     fn transcripts_fall_into_whole_events() {
         for (name, bytes) in samples::files("responses", ".sse") {
             let mut rest = &bytes[..];
             let mut kinds = Vec::new();
             while let Some(event) = split_event(rest) {
-                // Whatever is certain early stays true.
                 for cut in 0..event.len {
-                    assert!(early_kind(&rest[..cut]).is_none_or(|kind| kind == event.kind), "{name}");
                     assert!(split_event(&rest[..cut]).is_none(), "{name}");
                 }
                 kinds.push(event.kind);

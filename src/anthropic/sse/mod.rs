@@ -8,6 +8,6 @@ mod framing;
 mod report;
 mod scanner;
 
-pub use framing::{Event, Kind, early_kind, split_event};
+pub use framing::{Event, Kind, split_event};
 pub use report::{Usage, error_of, usage_of_message};
 pub use scanner::{End, Scanner};

@@ -425,7 +425,6 @@ mod tests {
             let (front, back) = bytes.split_at(rng.usize(..=bytes.len()));
             let split = answers(&feed(&[front, back]));
             assert_eq!(split, answers(&feed(&[&bytes])), "{name} seed {seed}");
-            super::super::early_kind(front);
             if let Some(event) = super::super::split_event(&bytes) {
                 assert!(event.len <= bytes.len() && event.data.end <= event.len, "{name} seed {seed}");
             }
