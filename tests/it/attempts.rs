@@ -1,12 +1,15 @@
 //! How often, how soon and whom: the attempts of one request, and the pooled connection that went stale.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::client::{Answer, End, Request};
+use crate::support::gate::Gate;
 use crate::support::proxy::{Proxy, Setup};
 use crate::support::reply::Reply;
 use crate::support::upstream::Upstream;
-use crate::support::{Stopwatch, eventually, fixtures, together};
+use crate::support::{DEADLINE, Stopwatch, eventually, fixtures, together};
 
 fn plain_and_streaming(work: impl Fn(&Request) + Sync) {
     together(2, |index| work(&if index == 0 { Request::message() } else { Request::stream() }));
@@ -120,4 +123,46 @@ fn a_server_that_hangs_up_on_the_fresh_connection_too_is_to_blame() {
     assert_eq!(proxy.ask_who(&Request::message()), "w2");
     assert_eq!(failing.count(), 3);
     eventually("the circuit to open", || proxy.is_open("w1").then_some(()));
+}
+
+/// When every workspace fails, retries must not double the load: to endpoints whose last result was bad they stay
+/// within a fifth of what is in flight.
+#[test]
+fn a_storm_of_failures_is_not_doubled() {
+    const CLIENTS: usize = 40;
+    let (first_wave, retries) = (Gate::closed(), Gate::closed());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let failing = || {
+        let (upstream, asked) = (Upstream::start(), asked.clone());
+        let (first_wave, retries) = (first_wave.clone(), retries.clone());
+        upstream.answer(move |_| {
+            let failure = Reply::error(500, "anthropic-500.json");
+            match asked.fetch_add(1, Ordering::SeqCst) {
+                0..2 => failure,
+                number if number < 2 + CLIENTS => failure.after(&first_wave),
+                _ => failure.after(&retries),
+            }
+        });
+        upstream
+    };
+    let (first, second) = (failing(), failing());
+    let setup = Proxy::with(&[&first, &second]).set("server.workers", CLIENTS);
+    let proxy = setup.set("load_balancer.circuit_breaker_threshold", 1_000).start();
+    assert_eq!(proxy.ask(&Request::message()).header("x-claude-lb-attempts"), Some("2"), "both are bad now");
+    let (sender, answers) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            let (proxy, sender) = (&proxy, sender.clone());
+            scope.spawn(move || sender.send(proxy.ask(&Request::message())));
+        }
+        eventually("all to be in flight", || (asked.load(Ordering::SeqCst) == 2 + CLIENTS).then_some(()));
+        first_wave.open();
+        for _ in 0..CLIENTS - CLIENTS / 5 {
+            let answer: Answer = answers.recv_timeout(DEADLINE).expect("most are told without a retry");
+            assert_eq!((answer.status(), answer.header("x-claude-lb-attempts")), (500, Some("1")));
+        }
+        assert!(asked.load(Ordering::SeqCst) <= 2 + CLIENTS + CLIENTS / 5);
+        retries.open();
+    });
+    proxy.wait_idle();
 }

@@ -27,9 +27,9 @@ fn second() -> Upstream {
     Upstream::always(Reply::stream(sse::message("msg_second", "from the second")))
 }
 
-/// How a stream may fail before its first content block.
-fn failures_before_content(opening: &[u8]) -> Vec<(&'static str, Reply)> {
-    let opened = || Reply::sse().part(opening);
+/// How a stream may fail before its first content block. What comes after the opening waits for the gate.
+fn failures_before_content(opening: &[u8], gate: &Gate) -> Vec<(&'static str, Reply)> {
+    let opened = || Reply::sse().part(opening).wait(gate);
     vec![
         ("error event", opened().part(sse::error("api_error"))),
         ("overloaded event", opened().part(sse::error("overloaded_error"))),
@@ -42,14 +42,28 @@ fn failures_before_content(opening: &[u8]) -> Vec<(&'static str, Reply)> {
     ]
 }
 
+/// Asks for a stream and opens the gate once the opening has come, so that it is certain to have been relayed.
+fn ask_and_open(proxy: &Proxy, opening: &[u8], gate: &Gate) -> Answer {
+    let mut client = proxy.connect();
+    client.send(&Request::stream());
+    let head = client.head();
+    client.expect_body(opening);
+    gate.open();
+    let (rest, end) = client.rest();
+    Answer { head, body: [opening, &rest].concat(), end }
+}
+
 /// The predecessor spliced a second `message_start` into the stream (O5).
 #[test]
 fn after_message_start_another_endpoint_takes_over() {
     let opening = [sse::message_start("msg_first"), sse::ping()].concat();
-    for (how, reply) in failures_before_content(&opening) {
+    let cases = failures_before_content(&opening, &Gate::closed()).len();
+    for case in 0..cases {
+        let gate = Gate::closed();
+        let (how, reply) = failures_before_content(&opening, &gate).swap_remove(case);
         let (first, second) = (Upstream::always(reply), second());
         let proxy = two(&first, &second).set("timeouts.idle", 0.4).start();
-        let answer = proxy.ask(&Request::stream());
+        let answer = ask_and_open(&proxy, &opening, &gate);
         eprintln!("after message_start: {how}");
         expect_coherent(&answer, "msg_first");
         assert_eq!((first.count(), second.count()), (1, 1));
@@ -59,7 +73,9 @@ fn after_message_start_another_endpoint_takes_over() {
 
 #[test]
 fn before_any_event_another_endpoint_takes_over_unseen() {
-    for (how, reply) in failures_before_content(b"") {
+    let gate = Gate::closed();
+    gate.open();
+    for (how, reply) in failures_before_content(b"", &gate) {
         let (first, second) = (Upstream::always(reply), second());
         let proxy = two(&first, &second).set("timeouts.idle", 0.4).set("timeouts.first_byte", 0.4).start();
         let answer = proxy.ask(&Request::stream());
@@ -192,13 +208,12 @@ fn silence_after_content_ends_at_the_idle_limit() {
 
 #[test]
 fn when_all_fail_after_message_start_the_socket_is_closed() {
-    let failing = || {
-        let reply = Reply::sse().part(sse::message_start("msg_first")).part(sse::error("overloaded_error"));
-        Upstream::always(reply)
-    };
+    let (gate, start) = (Gate::closed(), sse::message_start("msg_first"));
+    let failing =
+        || Upstream::always(Reply::sse().part(&start).wait(&gate).part(sse::error("overloaded_error")));
     let (first, second) = (failing(), failing());
     let proxy = two(&first, &second).start();
-    let answer = proxy.ask(&Request::stream());
+    let answer = ask_and_open(&proxy, &start, &gate);
     assert_eq!(answer.text(), String::from_utf8_lossy(&sse::message_start("msg_first")));
     assert!(answer.end.is_broken());
     assert_eq!((first.count(), second.count()), (1, 1));
@@ -206,10 +221,12 @@ fn when_all_fail_after_message_start_the_socket_is_closed() {
 
 #[test]
 fn when_all_fail_after_pings_an_error_event_says_so() {
-    let failing = || Upstream::always(Reply::sse().part(sse::ping()).part(sse::error("overloaded_error")));
+    let gate = Gate::closed();
+    let failing =
+        || Upstream::always(Reply::sse().part(sse::ping()).wait(&gate).part(sse::error("overloaded_error")));
     let (first, second) = (failing(), failing());
     let proxy = two(&first, &second).start();
-    let answer = proxy.ask(&Request::stream());
+    let answer = ask_and_open(&proxy, &sse::ping(), &gate);
     expect_error_event(&answer);
     assert_eq!((first.count(), second.count()), (1, 1));
 }

@@ -59,20 +59,18 @@ fn every_chunk_goes_on_before_the_next_one_exists() {
 fn after_content_even_half_an_event_goes_on_at_once() {
     let opening = [sse::message_start("msg_1"), sse::block_start()].concat();
     let text = sse::delta("a sentence that arrives in pieces");
-    let pieces: Vec<&[u8]> = text.chunks(13).collect();
-    let gates: Vec<Gate> = pieces.iter().map(|_| Gate::closed()).collect();
-    let reply = pieces
-        .iter()
-        .zip(&gates)
-        .fold(Reply::sse().part(&opening), |reply, (piece, gate)| reply.part(piece).wait(gate));
+    let mut parts: Vec<&[u8]> = vec![&opening];
+    parts.extend(text.chunks(13));
+    let gates: Vec<Gate> = parts.iter().map(|_| Gate::closed()).collect();
+    let script = parts.iter().zip(&gates);
+    let reply = script.fold(Reply::sse(), |reply, (part, gate)| reply.part(part).wait(gate));
     let upstream = Upstream::script([reply.part(sse::ending())]);
     let proxy = Proxy::with(&[&upstream]).start();
     let mut client = proxy.connect();
     client.send(&Request::stream());
     client.head();
-    client.expect_body(&opening);
-    for (piece, gate) in pieces.iter().zip(&gates) {
-        client.expect_body(piece);
+    for (part, gate) in parts.iter().zip(&gates) {
+        client.expect_body(part);
         gate.open();
     }
     assert_eq!(client.rest(), (sse::ending(), End::Complete));
