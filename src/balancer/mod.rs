@@ -171,11 +171,14 @@ impl<T> Balancer<T> {
         Arc::new(Self { inner: Mutex::new(inner) })
     }
 
-    /// Chooses an endpoint and takes one of its slots. With something in `ask.tried` this is a retry, and one to an
-    /// endpoint whose last result was not good is charged to the retry budget.
+    /// Chooses an endpoint and takes one of its slots. With something in `ask.tried` this is a retry: it goes to an
+    /// endpoint whose last result was good if there is one, and any other is charged to the retry budget.
     pub fn pick(self: &Arc<Self>, ask: Ask<'_>, now: Instant) -> Result<Lease<T>, Unavailable> {
         let mut inner = self.inner.lock();
-        let candidates = inner.eligible(ask, now);
+        let mut candidates = inner.eligible(ask, now);
+        if !ask.tried.is_empty() && candidates.iter().any(|c| inner.members[c.index].last_was_good) {
+            candidates.retain(|c| inner.members[c.index].last_was_good);
+        }
         let Inner { settings, credit, rng, .. } = &mut *inner;
         let Some(index) = strategy::choose(settings.strategy, &candidates, credit, rng) else {
             return Err(inner.unavailable(ask.model, now));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use polling::{Events, Poller};
+use polling::{Events, PollMode, Poller};
 
 use super::connection::Connection;
 use super::{Job, Settings, Shared};
@@ -24,8 +24,12 @@ use crate::http::head::{Framing, Head, Verdict, judge};
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How much is peeked at first: a head of Claude Code has about 1.5 KiB, its body need not be copied.
 const FIRST_LOOK: usize = 4 * 1024;
+/// Requests up to this size, head and body, are waited for in the kernel's buffer; larger ones are read by a thread.
+const WAITED_FOR: u64 = 16 * 1024;
 /// tiny_http reads bodies up to this size before it hands the request out, so they must have arrived before it looks.
 const READ_BY_TINY_HTTP: u64 = 1024;
+/// How soon a request that is still unfinished may be looked at again.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
 /// How often unfinished requests are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a refused client is listened to after the answer.
@@ -116,18 +120,21 @@ impl Watcher {
     }
 }
 
-/// A request of which not enough has arrived.
+/// A request of which not enough has arrived. Watched edge-triggered: each new piece is one event.
 struct Unfinished {
     connection: Connection,
+    /// When it must be whole.
     until: Instant,
+    /// Bytes there when it was last looked at.
     available: u64,
+    looked_at: Instant,
 }
 
 /// The watcher's thread.
 pub(super) fn run(shared: &Arc<Shared>) {
     let watcher = &shared.watcher;
     let mut events = Events::new();
-    let mut watch = Watch { shared, scratch: vec![0; HEAD_BYTES_MAX + 1], unfinished: Vec::new() };
+    let mut watch = Watch { shared, scratch: vec![0; HEAD_BYTES_MAX + 1], unfinished: HashMap::new() };
     let mut next_sweep = env::now();
     loop {
         let is_hurried = !watch.unfinished.is_empty() || !watcher.lingering.lock().is_empty();
@@ -137,25 +144,21 @@ pub(super) fn run(shared: &Arc<Shared>) {
             log::error!("waiting for connections failed: {error}");
             env::sleep(LOOK_AGAIN);
         }
-        for event in events.iter() {
-            if let Some(parked) = watcher.take(event.key) {
-                let until = env::now() + shared.settings.head;
-                watch.guarded(|watch| watch.look(parked.connection, Some(parked.until), until, 0));
-            }
-        }
         let now = env::now();
-        if now < next_sweep {
-            continue;
+        for event in events.iter() {
+            watch.guarded(|watch| watch.on_event(event.key, now));
         }
-        next_sweep = now + wait.min(LOOK_AGAIN);
-        watch.guarded(|watch| watch.sweep(now));
+        if now >= next_sweep {
+            next_sweep = now + wait.min(LOOK_AGAIN);
+            watch.guarded(|watch| watch.sweep(now));
+        }
     }
 }
 
 struct Watch<'a> {
     shared: &'a Arc<Shared>,
     scratch: Vec<u8>,
-    unfinished: Vec<Unfinished>,
+    unfinished: HashMap<usize, Unfinished>,
 }
 
 impl Watch<'_> {
@@ -166,16 +169,35 @@ impl Watch<'_> {
         }
     }
 
+    fn on_event(&mut self, key: usize, now: Instant) {
+        if let Some(parked) = self.shared.watcher.take(key) {
+            let until = now + self.shared.settings.head;
+            return self.look(parked.connection, Some(parked.until), until, now);
+        }
+        // A client that sends byte by byte is looked at on the next sweep, not for every byte.
+        let is_due = |unfinished: &Unfinished| now >= unfinished.looked_at + LOOK_PAUSE;
+        if self.unfinished.get(&key).is_some_and(is_due) {
+            self.look_again(key, now);
+        }
+    }
+
+    /// Looks at an unfinished request if there is anything new about it.
+    fn look_again(&mut self, key: usize, now: Instant) {
+        let has_news = |u: &Unfinished| {
+            now >= u.until || u.connection.available() != u.available || u.connection.is_gone()
+        };
+        if self.unfinished.get(&key).is_some_and(has_news)
+            && let Some(unfinished) = self.unfinished.remove(&key)
+        {
+            self.look(unfinished.connection, None, unfinished.until, now);
+        }
+    }
+
     /// What is due by time: unfinished requests, idle connections, queued requests, lingering ones.
     fn sweep(&mut self, now: Instant) {
         let watcher = &self.shared.watcher;
-        for unfinished in std::mem::take(&mut self.unfinished) {
-            let Unfinished { connection, until, available } = unfinished;
-            if now < until && connection.available() == available && !connection.is_gone() {
-                self.unfinished.push(Unfinished { connection, until, available });
-            } else {
-                self.look(connection, None, until, available);
-            }
+        for key in self.unfinished.keys().copied().collect::<Vec<_>>() {
+            self.look_again(key, now);
         }
         let expired = watcher.take_expired(now, self.shared.is_draining());
         expired.into_iter().for_each(|parked| parked.connection.close());
@@ -187,7 +209,7 @@ impl Watch<'_> {
 
     /// Looks at a connection that has bytes to read, or whose time is up. `idle_until` is when an idle connection
     /// would have ended; `until` when an unfinished request does.
-    fn look(&mut self, connection: Connection, idle_until: Option<Instant>, until: Instant, seen: u64) {
+    fn look(&mut self, connection: Connection, idle_until: Option<Instant>, until: Instant, now: Instant) {
         let mut length = match connection.peek(&mut self.scratch[..FIRST_LOOK]) {
             Ok(0) => return connection.close(),
             Ok(length) => length,
@@ -204,21 +226,18 @@ impl Watch<'_> {
         }
         match verdict {
             Verdict::Refuse(refusal) => self.shared.refuse(connection, refusal, None),
-            Verdict::Complete(head) => self.dispatch(connection, head, until),
-            Verdict::Incomplete if env::now() >= until => {
+            Verdict::Complete(head) => self.dispatch(connection, head, until, now),
+            Verdict::Incomplete if now >= until => {
                 let refusal = Refusal::new(408, "the request head did not come in time");
                 self.shared.refuse(connection, refusal, None);
             }
             Verdict::Incomplete if connection.is_gone() => connection.close(),
-            Verdict::Incomplete => {
-                let available = (length as u64).max(seen);
-                self.unfinished.push(Unfinished { connection, until, available });
-            }
+            Verdict::Incomplete => self.wait_for_more(connection, until, length as u64, now),
         }
     }
 
     /// Sends a request whose head is whole on its way.
-    fn dispatch(&mut self, connection: Connection, head: Box<Head>, until: Instant) {
+    fn dispatch(&mut self, connection: Connection, head: Box<Head>, until: Instant, now: Instant) {
         let route = match self.shared.service.route(&head) {
             Ok(route) => route,
             Err(refusal) => return self.shared.refuse(connection, refusal, Some(&head)),
@@ -228,14 +247,11 @@ impl Watch<'_> {
         let has_arrived = whole.is_some_and(|bytes| bytes <= available);
         // With more behind it, the answer to this one ends the connection: tiny_http may swallow the next head.
         let closes = whole.is_none_or(|bytes| bytes < available);
-        if let Framing::Length(1..=READ_BY_TINY_HTTP) = head.framing()
-            && !has_arrived
-            && !head.expects_continue()
-        {
-            return self.wait_for_small_body(connection, &head, until, available);
+        let is_small = |bytes: u64| bytes <= WAITED_FOR.max(head.len() as u64 + READ_BY_TINY_HTTP);
+        if whole.is_some_and(is_small) && !has_arrived {
+            return self.wait_for_small_body(connection, &head, until, available, now);
         }
-        let received_at = env::now();
-        let job = Job { connection, head, route, received_at, closes, read: None };
+        let job = Job { connection, head, route, received_at: now, closes, read: None };
         let taken = if has_arrived { self.shared.enqueue(job) } else { self.shared.enqueue_unread(job) };
         if let Err(job) = taken {
             let refusal = Refusal::overloaded("every worker is busy and the queue is full");
@@ -243,17 +259,40 @@ impl Watch<'_> {
         }
     }
 
-    fn wait_for_small_body(&mut self, connection: Connection, head: &Head, until: Instant, available: u64) {
+    /// A small body is waited for here, in the kernel's buffer: no thread is needed for it.
+    fn wait_for_small_body(
+        &mut self,
+        connection: Connection,
+        head: &Head,
+        until: Instant,
+        available: u64,
+        now: Instant,
+    ) {
         if connection.is_gone() {
             let have = available.saturating_sub(head.len() as u64);
             let refusal = Refusal::new(400, format!("the request body ended after {have} bytes"));
             return self.shared.refuse(connection, refusal, Some(head));
         }
-        if env::now() >= until {
+        if now >= until {
             let refusal = Refusal::new(408, "the request body did not come in time");
             return self.shared.refuse(connection, refusal, Some(head));
         }
-        self.unfinished.push(Unfinished { connection, until, available });
+        self.wait_for_more(connection, until, available, now);
+    }
+
+    fn wait_for_more(&mut self, connection: Connection, until: Instant, available: u64, now: Instant) {
+        let key = connection.key();
+        let interest = polling::Event::readable(key);
+        if self
+            .shared
+            .watcher
+            .poller
+            .modify_with_mode(&**connection.socket(), interest, PollMode::Edge)
+            .is_err()
+        {
+            return connection.close();
+        }
+        self.unfinished.insert(key, Unfinished { connection, until, available, looked_at: now });
     }
 
     fn drain_lingering(&mut self, now: Instant) {
