@@ -125,6 +125,20 @@ fn a_server_that_hangs_up_on_the_fresh_connection_too_is_to_blame() {
     eventually("the circuit to open", || proxy.is_open("w1").then_some(()));
 }
 
+/// The first failure opened its circuit, so nothing will be asked again, and there is nothing to pause for.
+#[test]
+fn a_sole_endpoint_that_is_out_is_not_waited_for() {
+    let upstream = Upstream::always(Reply::error(500, "anthropic-500.json"));
+    let proxy = one_strike(&[&upstream]).start();
+    let watch = Stopwatch::start();
+    for made in 1..=10 {
+        assert_eq!(proxy.ask(&Request::message()).status(), 500);
+        assert_eq!(upstream.count(), made);
+        proxy.ask(&Request::new("POST", "/reset"));
+    }
+    assert!(watch.elapsed() < Duration::from_secs(3), "{:?}", watch.elapsed());
+}
+
 /// When every workspace fails, retries must not double the load: to endpoints whose last result was bad they stay
 /// within a fifth of what is in flight.
 #[test]

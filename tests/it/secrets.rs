@@ -86,6 +86,24 @@ fn one_access_line_for_each_request() {
     assert_eq!(lines.iter().filter(|line| line.contains("req_seen_by_the_client")).count(), 1);
 }
 
+/// An id that the client was shown can be found, whoever answered.
+#[test]
+fn every_request_id_is_in_the_log() {
+    let proxy = Proxy::with(&[&Upstream::start()]).start();
+    let requests = [
+        Request::message().without("x-api-key"),
+        Request::post_message("not json"),
+        Request::get("/no/such/route"),
+        Request::get("/v1/messages"),
+        Request::message().version("HTTP/2.0"),
+        Request::new("POST", "/v1/messages/count_tokens").body("not json"),
+    ];
+    for request in requests {
+        let answer = proxy.ask(&request);
+        proxy.wait_log(answer.header("request-id").unwrap_or_else(|| panic!("no request-id: {answer:?}")));
+    }
+}
+
 #[test]
 fn control_characters_cannot_forge_a_log_line() {
     let upstream = Upstream::start();
