@@ -9,12 +9,16 @@ use std::io::{Stderr, Write as _};
 
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Log, Metadata, Record};
-use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
+use simplelog::{ConfigBuilder, LevelFilter, WriteLogger, format_description};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::BorrowedFormatItem;
 
 use crate::config::{LogFormat, Logging};
 use crate::env;
+
+/// RFC 3339 in UTC, always of the same width.
+const TIME: &[BorrowedFormatItem<'static>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// The target that marks access lines.
 pub const ACCESS: &str = "access";
@@ -22,7 +26,7 @@ pub const ACCESS: &str = "access";
 /// Starts logging. Called once, before any thread is started.
 pub fn init(logging: &Logging) {
     let config = ConfigBuilder::new()
-        .set_time_format_rfc3339()
+        .set_time_format_custom(TIME)
         .set_thread_level(LevelFilter::Off)
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
@@ -126,7 +130,7 @@ fn json_line(record: &Record<'_>, wall_clock: std::time::Duration) -> String {
     }
     let time = OffsetDateTime::UNIX_EPOCH + wall_clock;
     let mut fields = Fields(serde_json::Map::new());
-    fields.0.insert("time".into(), time.format(&Rfc3339).unwrap_or_default().into());
+    fields.0.insert("time".into(), time.format(TIME).unwrap_or_default().into());
     fields.0.insert("level".into(), record.level().as_str().into());
     fields.0.insert("message".into(), record.args().to_string().into());
     let _ = record.key_values().visit(&mut fields);
@@ -163,7 +167,7 @@ mod tests {
             record("request\n", &[("id", "r\"1")], |r| json_line(r, std::time::Duration::from_secs(0)));
         assert_eq!(
             line,
-            r#"{"id":"r\"1","level":"INFO","message":"request\n","time":"1970-01-01T00:00:00Z"}"#
+            r#"{"id":"r\"1","level":"INFO","message":"request\n","time":"1970-01-01T00:00:00.000Z"}"#
         );
     }
 }

@@ -36,9 +36,9 @@ pub fn run() -> ExitCode {
 
 fn serve(config: &Config) -> ExitCode {
     logging::init(&config.logging);
-    exit(Server::start(config).and_then(|server| {
+    exit(Server::start(config).map(|server| {
         server.announce(config);
-        server.run_until_signal(config.server.drain_timeout).map(|_| ())
+        server.run_until_signal(config.server.drain_timeout);
     }))
 }
 

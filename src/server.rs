@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -35,6 +36,7 @@ const DESCRIPTORS_PER_CONNECTION: usize = 4;
 pub struct Server {
     app: Arc<App>,
     front: Front,
+    signals: Mutex<Signals>,
 }
 
 /// What requests are served with.
@@ -51,6 +53,9 @@ struct App {
 impl Server {
     /// Builds everything and opens the port. The message of an error stands after `claude-lb: `.
     pub fn start(config: &Config) -> Result<Self, String> {
+        // Before anything can be reached: a signal in the first moment drains, too.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+            .map_err(|error| format!("cannot wait for signals: {error}"))?;
         let app = Arc::new(App::new(config)?);
         let max_connections = room_for_connections(config.server.max_connections);
         let settings = front::Settings {
@@ -75,7 +80,7 @@ impl Server {
             _ => format!("cannot listen on {place}: {error} (check server.host and server.port)"),
         })?;
         let _ = app.connections.set(front.connection_counter());
-        Ok(Self { app, front })
+        Ok(Self { app, front, signals: Mutex::new(signals) })
     }
 
     /// Where it listens.
@@ -85,9 +90,8 @@ impl Server {
 
     /// Runs until a signal ends it: the first drains, a second one ends at once. True when everything that ran could
     /// finish.
-    pub fn run_until_signal(&self, drain_timeout: Duration) -> Result<bool, String> {
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-            .map_err(|error| format!("cannot wait for signals: {error}"))?;
+    pub fn run_until_signal(&self, drain_timeout: Duration) -> bool {
+        let mut signals = self.signals.lock();
         for signal in signals.forever() {
             if signal != SIGHUP {
                 break;
@@ -100,15 +104,15 @@ impl Server {
         while self.front.busy() > 0 {
             if signals.pending().any(|signal| signal != SIGHUP) {
                 log::warn!("second signal: ending {} requests at once", self.front.busy());
-                return Ok(false);
+                return false;
             }
             if env::now() >= until {
                 log::warn!("drain_timeout passed: ending {} requests", self.front.busy());
-                return Ok(false);
+                return false;
             }
             env::sleep(Duration::from_millis(10));
         }
-        Ok(true)
+        true
     }
 
     /// Closes the port; what runs may finish.
@@ -204,7 +208,7 @@ impl App {
     }
 
     /// Everything but messages.
-    fn answer(&self, target: Target, exchange: &Exchange) -> Answer {
+    fn answer(&self, target: Target, exchange: &Exchange, id: &str) -> Answer {
         let (balancer, now) = (&self.messages.balancer, env::now());
         match target {
             Target::Live => admin::live(),
@@ -215,7 +219,7 @@ impl App {
             Target::WarmUp | Target::Messages => admin::warm_up(),
             Target::CountTokens => match tokens::estimate(&exchange.body) {
                 Ok(count) => admin::count(count),
-                Err(why) => worded(&Refusal::new(400, why), &env::request_id()),
+                Err(why) => worded(&Refusal::new(400, why), id),
             },
         }
     }
@@ -239,11 +243,12 @@ impl Service for App {
             Ok(target) => target,
             Err(_) => Target::WarmUp,
         };
-        let answer = self.answer(target, exchange);
+        let id = env::request_id();
+        let answer = self.answer(target, exchange, &id);
         let key = exchange.route.key.as_deref();
         // Probes come every few seconds for ever; they are not worth a line each.
         let level = if target == Target::CountTokens { log::Level::Info } else { log::Level::Debug };
-        access::local("-", key, &exchange.peer.to_string(), Some(head), answer.status, level);
+        access::local(&id, key, &exchange.peer.to_string(), Some(head), answer.status, level);
         exchange.client.send_or_forget(&answer.to_bytes(head.method() == "HEAD", exchange.closes));
         Ending::Whole
     }

@@ -204,6 +204,11 @@ impl<T> Balancer<T> {
         may.then(|| self.lease(&mut inner, index, model, true, now))
     }
 
+    /// True when this endpoint could take another request for this model now.
+    pub fn can_take(&self, index: usize, model: &str, now: Instant) -> bool {
+        self.inner.lock().eligible(Ask { model, tried: &[] }, now).iter().any(|c| c.index == index)
+    }
+
     /// True when exactly one configured endpoint serves this model.
     pub fn is_only_one(&self, model: &str) -> bool {
         self.inner.lock().members.iter().filter(|m| m.endpoint.serves(model)).count() == 1

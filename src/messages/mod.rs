@@ -135,6 +135,8 @@ impl Messages {
         }
         let only = tried[0];
         let may_repeat = next == Next::OtherOrSame && tried.len() == 1 && self.balancer.is_only_one(model);
+        // Not while it is out: then the client learns it at once.
+        let may_repeat = may_repeat && self.balancer.can_take(only, model, env::now());
         if !may_repeat || !pause(retry::same_endpoint_pause(&mut env::rng()), downstream) {
             return None;
         }
