@@ -156,6 +156,7 @@ impl App {
                     .map_err(|why| format!("endpoint {}: {why}", endpoint.name))?;
                 Ok(balancer::Endpoint {
                     name: endpoint.name.clone(),
+                    address: endpoint.api_base.clone(),
                     weight: endpoint.weight,
                     max_concurrent: endpoint.max_concurrent,
                     models: endpoint.models.clone(),

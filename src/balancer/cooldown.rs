@@ -138,6 +138,11 @@ impl Cooldowns {
         self.endpoint = None;
     }
 
+    /// The credential may be another one now.
+    pub fn forget_rejection(&mut self) {
+        self.endpoint = self.endpoint.filter(|(reason, _)| *reason != Reason::Rejected);
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         *self = Self::default();

@@ -41,6 +41,8 @@ pub struct Settings {
 pub struct Endpoint<T> {
     /// Unique name.
     pub name: String,
+    /// Where it is. Name and address together make it the same endpoint across a reload.
+    pub address: String,
     /// Relative share; 0 means no new traffic.
     pub weight: u32,
     /// The most requests at once.
@@ -58,13 +60,17 @@ impl<T> Endpoint<T> {
     }
 }
 
+/// Names one endpoint for as long as it is configured; never used again for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointId(u64);
+
 /// What a request needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
     /// The model as the workspaces call it.
     pub model: &'a str,
-    /// Endpoints this request has tried, by [`Lease::index`].
-    pub tried: &'a [usize],
+    /// Endpoints this request has tried, by [`Lease::id`].
+    pub tried: &'a [EndpointId],
 }
 
 /// Nobody can take the request now.
@@ -108,6 +114,7 @@ pub enum Change {
 }
 
 struct Member<T> {
+    id: EndpointId,
     endpoint: Endpoint<T>,
     breaker: Breaker,
     cooldowns: Cooldowns,
@@ -120,8 +127,9 @@ struct Member<T> {
 }
 
 impl<T> Member<T> {
-    fn new(endpoint: Endpoint<T>, now: Instant) -> Self {
+    fn new(id: EndpointId, endpoint: Endpoint<T>, now: Instant) -> Self {
         Self {
+            id,
             endpoint,
             breaker: Breaker::default(),
             cooldowns: Cooldowns::default(),
@@ -150,6 +158,7 @@ struct Inner<T> {
     settings: Settings,
     rng: fastrand::Rng,
     doubtful_retries: usize,
+    next_id: u64,
 }
 
 /// The endpoints and their state.
@@ -165,10 +174,40 @@ impl<T> Balancer<T> {
         rng: fastrand::Rng,
         now: Instant,
     ) -> Arc<Self> {
-        let credit = vec![0; endpoints.len()];
-        let members = endpoints.into_iter().map(|endpoint| Member::new(endpoint, now)).collect();
-        let inner = Inner { members, credit, settings, rng, doubtful_retries: 0 };
-        Arc::new(Self { inner: Mutex::new(inner) })
+        let inner =
+            Inner { members: Vec::new(), credit: Vec::new(), settings, rng, doubtful_retries: 0, next_id: 0 };
+        let balancer = Self { inner: Mutex::new(inner) };
+        balancer.replace(settings, endpoints, now);
+        Arc::new(balancer)
+    }
+
+    /// Swaps the configuration. An endpoint with the same name and address keeps its state and its running requests;
+    /// one that is gone finishes them and is forgotten. A new payload may mean a new credential, so what was held
+    /// against the old one ends.
+    pub fn replace(&self, settings: Settings, endpoints: Vec<Endpoint<T>>, now: Instant) {
+        let mut inner = self.inner.lock();
+        let mut old: Vec<Option<Member<T>>> = inner.members.drain(..).map(Some).collect();
+        for endpoint in endpoints {
+            let is_same =
+                |m: &Member<T>| m.endpoint.name == endpoint.name && m.endpoint.address == endpoint.address;
+            let kept = old.iter_mut().find(|m| m.as_ref().is_some_and(is_same)).and_then(Option::take);
+            let member = match kept {
+                Some(mut member) => {
+                    if !Arc::ptr_eq(&member.endpoint.payload, &endpoint.payload) {
+                        member.cooldowns.forget_rejection();
+                    }
+                    member.endpoint = endpoint;
+                    member
+                }
+                None => {
+                    inner.next_id += 1;
+                    Member::new(EndpointId(inner.next_id), endpoint, now)
+                }
+            };
+            inner.members.push(member);
+        }
+        inner.credit = vec![0; inner.members.len()];
+        inner.settings = settings;
     }
 
     /// Chooses an endpoint and takes one of its slots. With something in `ask.tried` this is a retry: it goes to an
@@ -194,19 +233,19 @@ impl<T> Balancer<T> {
     }
 
     /// Takes the only endpoint a second time for one request; `None` when it is out by now. See `retry`.
-    pub fn pick_again(self: &Arc<Self>, index: usize, model: &str, now: Instant) -> Option<Lease<T>> {
+    pub fn pick_again(self: &Arc<Self>, id: EndpointId, model: &str, now: Instant) -> Option<Lease<T>> {
         let mut inner = self.inner.lock();
-        if !inner.eligible(Ask { model, tried: &[] }, now).iter().any(|c| c.index == index) {
-            return None;
-        }
+        let candidates = inner.eligible(Ask { model, tried: &[] }, now);
+        let index = candidates.iter().map(|c| c.index).find(|&index| inner.members[index].id == id)?;
         let in_flight: usize = inner.members.iter().map(|m| m.active).sum();
         let may = inner.doubtful_retries < retry::budget(in_flight);
         may.then(|| self.lease(&mut inner, index, model, true, now))
     }
 
     /// True when this endpoint could take another request for this model now.
-    pub fn can_take(&self, index: usize, model: &str, now: Instant) -> bool {
-        self.inner.lock().eligible(Ask { model, tried: &[] }, now).iter().any(|c| c.index == index)
+    pub fn can_take(&self, id: EndpointId, model: &str, now: Instant) -> bool {
+        let inner = self.inner.lock();
+        inner.eligible(Ask { model, tried: &[] }, now).iter().any(|c| inner.members[c.index].id == id)
     }
 
     /// True when exactly one configured endpoint serves this model.
@@ -263,20 +302,25 @@ impl<T> Balancer<T> {
             model: model.to_string(),
             balancer: Arc::clone(self),
             is_doubtful,
-            index,
+            id: member.id,
         }
     }
 }
 
 impl<T> Inner<T> {
+    /// The endpoint of a lease, unless a reload took it away meanwhile.
+    fn member(&mut self, id: EndpointId) -> Option<&mut Member<T>> {
+        self.members.iter_mut().find(|member| member.id == id)
+    }
+
     /// Who may be chosen. A half-open endpoint takes one trial at a time while somebody else can serve, and
     /// everything when nobody can.
     fn eligible(&self, ask: Ask<'_>, now: Instant) -> Vec<Candidate> {
-        let free = |(index, m): &(usize, &Member<T>)| {
+        let free = |(_, m): &(usize, &Member<T>)| {
             m.endpoint.serves(ask.model)
                 && m.has_room()
                 && m.cooldowns.hold(ask.model, now).is_none()
-                && !ask.tried.contains(index)
+                && !ask.tried.contains(&m.id)
         };
         let candidate = |(index, m): (usize, &Member<T>)| Candidate {
             index,
@@ -330,7 +374,7 @@ pub struct Lease<T> {
     payload: Arc<T>,
     model: String,
     ticket: Ticket,
-    index: usize,
+    id: EndpointId,
     is_doubtful: bool,
 }
 
@@ -340,9 +384,9 @@ impl<T> Lease<T> {
         &self.payload
     }
 
-    /// The endpoint's number, for [`Ask::tried`].
-    pub fn index(&self) -> usize {
-        self.index
+    /// The endpoint, for [`Ask::tried`].
+    pub fn id(&self) -> EndpointId {
+        self.id
     }
 
     /// Gives the slot back and tells how it went. Returns what changed for the log.
@@ -350,7 +394,7 @@ impl<T> Lease<T> {
         let blame = outcome.blame();
         let mut inner = self.balancer.inner.lock();
         let settings = inner.settings.breaker;
-        let member = &mut inner.members[self.index];
+        let Some(member) = inner.member(self.id) else { return Vec::new() };
         member.errors += u64::from(blame.is_error);
         let mut notices = Vec::new();
         let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
@@ -380,8 +424,9 @@ impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
         let mut inner = self.balancer.inner.lock();
         inner.doubtful_retries -= usize::from(self.is_doubtful);
-        let member = &mut inner.members[self.index];
-        member.active -= 1;
+        if let Some(member) = inner.member(self.id) {
+            member.active -= 1;
+        }
     }
 }
 

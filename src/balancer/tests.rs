@@ -6,7 +6,14 @@ use crate::outcome::Meaning;
 type Plain = Balancer<()>;
 
 fn endpoint(name: &str) -> Endpoint<()> {
-    Endpoint { name: name.into(), weight: 1, max_concurrent: None, models: vec![], payload: Arc::new(()) }
+    Endpoint {
+        name: name.into(),
+        address: format!("http://{name}"),
+        weight: 1,
+        max_concurrent: None,
+        models: vec![],
+        payload: Arc::new(()),
+    }
 }
 
 fn settings(strategy: Strategy) -> Settings {
@@ -16,6 +23,15 @@ fn settings(strategy: Strategy) -> Settings {
 
 fn balancer(endpoints: Vec<Endpoint<()>>, now: Instant) -> Arc<Plain> {
     Balancer::new(settings(Strategy::LeastRequests), endpoints, fastrand::Rng::with_seed(5), now)
+}
+
+/// The number of the endpoint in the list that the balancer was made with; ids count from 1.
+fn number(lease: &Lease<()>) -> usize {
+    lease.id().0 as usize - 1
+}
+
+fn ids(numbers: impl IntoIterator<Item = usize>) -> Vec<EndpointId> {
+    numbers.into_iter().map(|number| EndpointId(number as u64 + 1)).collect()
 }
 
 fn ask(model: &str) -> Ask<'_> {
@@ -52,10 +68,10 @@ fn max_concurrent_weight_zero_and_models_limit_who_is_asked() {
     list[2].models = vec!["databricks-claude-opus-*".into()];
     let balancer = balancer(list, now);
     let first = balancer.pick(ask("databricks-claude-sonnet-5"), now).unwrap();
-    assert_eq!(first.index(), 0);
+    assert_eq!(number(&first), 0);
     let full = balancer.pick(ask("databricks-claude-sonnet-5"), now).err().unwrap();
     assert_eq!(full.why, Why::AllOut);
-    assert_eq!(balancer.pick(ask("databricks-claude-opus-5"), now).unwrap().index(), 2);
+    assert_eq!(number(&balancer.pick(ask("databricks-claude-opus-5"), now).unwrap()), 2);
     assert!(balancer.is_only_one("databricks-claude-sonnet-5"));
     assert!(!balancer.is_only_one("databricks-claude-opus-5"));
 }
@@ -75,12 +91,12 @@ fn a_rejected_credential_parks_the_endpoint() {
     let now = crate::env::now();
     let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
     let lease = balancer.pick(ask("m"), now).unwrap();
-    let bad = lease.index();
+    let bad = lease.id();
     let notices = lease.finish(&refused(403), now);
     assert!(matches!(&notices[..], [Notice { change: Change::Parked(_), .. }]));
     for _ in 0..10 {
         let lease = balancer.pick(ask("m"), now).unwrap();
-        assert_ne!(lease.index(), bad);
+        assert_ne!(lease.id(), bad);
         lease.finish(&Outcome::Completed, now);
     }
 }
@@ -105,7 +121,7 @@ fn half_open_lets_one_trial_through_while_another_can_serve() {
     let now = crate::env::now();
     let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
     let break_it = |index: usize| {
-        let tried = [1 - index];
+        let tried = ids([1 - index]);
         for _ in 0..2 {
             let lease = balancer.pick(Ask { model: "m", tried: &tried }, now).unwrap();
             lease.finish(&Outcome::ConnectFailed, now);
@@ -114,7 +130,7 @@ fn half_open_lets_one_trial_through_while_another_can_serve() {
     break_it(0);
     let later = now + Duration::from_secs(60);
     let running: Vec<_> = (0..6).map(|_| balancer.pick(ask("m"), later).unwrap()).collect();
-    assert_eq!(running.iter().filter(|lease| lease.index() == 0).count(), 1);
+    assert_eq!(running.iter().filter(|lease| number(lease) == 0).count(), 1);
     drop(running);
     break_it(1);
     let both_half_open = now + Duration::from_secs(60);
@@ -149,12 +165,13 @@ fn doubtful_retries_stay_within_the_budget() {
     let now = crate::env::now();
     let balancer = balancer((0..4).map(|i| endpoint(&i.to_string())).collect(), now);
     for index in 0..4 {
-        let tried: Vec<usize> = (0..4).filter(|&i| i != index).collect();
+        let tried = ids((0..4).filter(|&i| i != index));
         let lease = balancer.pick(Ask { model: "m", tried: &tried }, now).unwrap();
         lease.finish(&refused(529), now);
     }
     let later = now + Duration::from_secs(10);
-    let retry = Ask { model: "m", tried: &[0] };
+    let tried = ids([0]);
+    let retry = Ask { model: "m", tried: &tried };
     let running: Vec<_> = (0..3).map(|_| balancer.pick(retry, later).unwrap()).collect();
     assert_eq!(balancer.pick(retry, later).err().unwrap().why, Why::RetryBudget);
     drop(running);
@@ -182,8 +199,11 @@ fn random_operations_keep_the_laws() {
                 0..6 => {
                     let open: Vec<bool> = balancer.snapshot(now).iter().map(|v| v.circuit_open).collect();
                     if let Ok(lease) = balancer.pick(ask("m"), now) {
-                        assert!(!open[lease.index()], "seed {seed} step {step}: an open endpoint was picked");
-                        assert!(limits[lease.index()].0 > 0, "seed {seed} step {step}: weight 0 was picked");
+                        assert!(
+                            !open[number(&lease)],
+                            "seed {seed} step {step}: an open endpoint was picked"
+                        );
+                        assert!(limits[number(&lease)].0 > 0, "seed {seed} step {step}: weight 0 was picked");
                         running.push(lease);
                     }
                 }
@@ -202,7 +222,7 @@ fn random_operations_keep_the_laws() {
                 _ => {}
             }
             for (index, view) in balancer.snapshot(now).iter().enumerate() {
-                let live = running.iter().filter(|lease| lease.index() == index).count();
+                let live = running.iter().filter(|lease| number(lease) == index).count();
                 assert_eq!(
                     view.active_requests, live,
                     "seed {seed} step {step}: active is not the live leases"
@@ -228,4 +248,38 @@ fn round_robin_shares_are_exact_through_the_balancer() {
     }
     let totals: Vec<u64> = balancer.snapshot(now).iter().map(|v| v.total_requests).collect();
     assert_eq!(totals, [30, 10, 10]);
+}
+
+#[test]
+fn a_reload_keeps_what_is_still_there() {
+    let now = crate::env::now();
+    let (a, b) = (endpoint("a"), endpoint("b"));
+    let balancer = balancer(vec![a.clone(), b.clone()], now);
+    let on_a = balancer.pick(Ask { model: "m", tried: &ids([1]) }, now).unwrap();
+    let on_b = balancer.pick(Ask { model: "m", tried: &ids([0]) }, now).unwrap();
+    balancer.pick(Ask { model: "m", tried: &ids([0]) }, now).unwrap().finish(&refused(429), now);
+    let moved = Endpoint { address: "http://elsewhere".into(), ..a.clone() };
+    balancer.replace(settings(Strategy::RoundRobin), vec![endpoint("c"), b, moved], now);
+    let views = balancer.snapshot(now);
+    let seen: Vec<_> =
+        views.iter().map(|v| (&*v.name, v.active_requests, v.total_errors, v.holds.len())).collect();
+    assert_eq!(seen, [("c", 0, 0, 0), ("b", 1, 1, 1), ("a", 0, 0, 0)], "b is the same, a is another");
+    on_a.finish(&Outcome::NoAnswer, now);
+    on_b.finish(&Outcome::Completed, now);
+    assert!(
+        balancer.snapshot(now).iter().all(|view| view.active_requests == 0 && view.consecutive_failures == 0)
+    );
+}
+
+/// Whoever renews a token and reloads expects it to be used at once.
+#[test]
+fn a_new_credential_is_tried_at_once() {
+    let now = crate::env::now();
+    let a = endpoint("a");
+    let balancer = balancer(vec![a.clone()], now);
+    balancer.pick(ask("m"), now).unwrap().finish(&refused(401), now);
+    balancer.replace(settings(Strategy::Random), vec![a.clone()], now);
+    assert!(balancer.pick(ask("m"), now).is_err(), "nothing has changed about it");
+    balancer.replace(settings(Strategy::Random), vec![Endpoint { payload: Arc::new(()), ..a }], now);
+    assert!(balancer.pick(ask("m"), now).is_ok());
 }

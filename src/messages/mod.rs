@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::access::Record;
 use crate::anthropic::model::Families;
-use crate::balancer::{Ask, Balancer, Lease};
+use crate::balancer::{Ask, Balancer, EndpointId, Lease};
 use crate::env;
 use crate::front::{Ending, Exchange};
 use crate::outcome::Outcome;
@@ -81,7 +81,7 @@ impl Messages {
             Err(nobody) => return surface.unavailable(nobody, prepared, record),
         };
         loop {
-            tried.push(lease.index());
+            tried.push(lease.id());
             record.begin_attempt(&lease.payload().name);
             let attempt = Attempt {
                 messages: self,
@@ -122,7 +122,7 @@ impl Messages {
     fn next_lease(
         &self,
         next: Next,
-        tried: &[usize],
+        tried: &[EndpointId],
         prepared: &Prepared<'_>,
         downstream: &Downstream,
     ) -> Option<Lease<Workspace>> {
