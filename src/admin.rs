@@ -45,6 +45,8 @@ pub struct ProcessNumbers {
     pub uptime_s: u64,
     /// Client connections now.
     pub connections: usize,
+    /// Reloads since the start.
+    pub reloads: u64,
     /// Requests lost to a fault of ours since the start.
     pub panics: u64,
     /// The process is about to end.
@@ -106,6 +108,11 @@ pub fn reset<T>(balancer: &Balancer<T>) -> Answer {
     balancer.reset();
     log::info!("reset: every breaker closed, every hold ended, error counts zeroed");
     Answer::json(200, r#"{"status":"reset"}"#)
+}
+
+/// /admin/reload, when the file was fine.
+pub fn reloaded() -> Answer {
+    Answer::json(200, r#"{"status":"reloaded"}"#)
 }
 
 /// The client's telemetry is not wanted, but must not be an error either.

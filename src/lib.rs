@@ -10,10 +10,11 @@
 //! | shared truth | [`balancer`] |
 //! | edges | [`upstream`] (the only room that names ureq), [`front`] (the only one that names tiny_http) |
 //! | the path | [`access`], [`messages`], [`routes`], [`admin`] |
-//! | assembly | [`logging`], [`server`], [`health`], [`demo`], [`program`] |
+//! | assembly | [`app`], [`logging`], [`server`], [`health`], [`demo`], [`program`] |
 pub mod access;
 pub mod admin;
 pub mod anthropic;
+pub mod app;
 pub mod balancer;
 pub mod cli;
 pub mod config;

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::{self, Command};
@@ -25,7 +25,10 @@ pub fn run() -> ExitCode {
         Command::Version => print(concat!("claude-lb ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Help => print(cli::HELP),
         Command::Check { config } => with_config(config.as_deref(), |config| print(&config.show())),
-        Command::Run { config } => with_config(config.as_deref(), serve),
+        Command::Run { config } => {
+            let file = cli::config_path(config.clone(), &|name| std::env::var(name).ok());
+            with_config(config.as_deref(), |config| serve(config, file))
+        }
         Command::Health { config, url } => match url {
             Some(url) => exit(health::ask(&url)),
             None => with_config(config.as_deref(), |config| exit(health::ask(&health::url_of(config)))),
@@ -34,9 +37,9 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn serve(config: &Config) -> ExitCode {
+fn serve(config: &Config, file: PathBuf) -> ExitCode {
     logging::init(&config.logging);
-    exit(Server::start(config).map(|server| {
+    exit(Server::start(config, Some(file)).map(|server| {
         server.announce(config);
         server.run_until_signal(config.server.drain_timeout);
     }))

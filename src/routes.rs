@@ -24,6 +24,8 @@ pub enum Target {
     Stats,
     /// Close breakers and end holds.
     Reset,
+    /// Read the configuration again.
+    Reload,
     /// Telemetry of the client, thrown away.
     EventLogging,
     /// A client warming its connection up.
@@ -62,6 +64,7 @@ const TABLE: &[Row] = &[
     row("/health/ready", GET, Target::Ready, Access::Open),
     row("/stats", GET, Target::Stats, Access::Admin),
     row("/reset", POST, Target::Reset, Access::Admin),
+    row("/admin/reload", POST, Target::Reload, Access::Key),
     row("/api/event_logging/batch", POST, Target::EventLogging, Access::Open),
     row("/api/event_logging/v2/batch", POST, Target::EventLogging, Access::Open),
     row("/", HEAD, Target::WarmUp, Access::Open),
@@ -202,6 +205,8 @@ mod tests {
         check("HEAD /", "", Ok((Pool::Quick, None)));
         check("DELETE /stats", "", Err(405));
         check("GET /nowhere", "", Err(404));
+        check("POST /admin/reload", "", Err(401));
+        check("POST /admin/reload", a, Ok((Pool::Quick, Some("alice"))));
         check("POST /v1/messages", &format!("{a}Content-Length: 1001\r\n"), Err(413));
         check("POST /v1/messages", "Content-Length: 1001\r\n", Err(401));
     }

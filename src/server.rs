@@ -1,31 +1,27 @@
-//! Assembly: from a configuration to a running proxy, and to its end.
+//! Assembly: from a configuration to a running proxy, through reloads, to its end.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::access;
 use crate::admin::{self, ProcessNumbers};
 use crate::anthropic::error::{error_body, error_type};
-use crate::anthropic::model::Families;
 use crate::anthropic::tokens;
-use crate::balancer::{self, Balancer, breaker};
-use crate::config::{AuthMode, Config};
+use crate::app::App;
+use crate::config::Config;
 use crate::env;
 use crate::front::{self, Ending, Exchange, Front, Route, Service};
 use crate::http::answer::{Answer, Refusal};
 use crate::http::head::Head;
-use crate::messages::Messages;
-use crate::relay::Limits;
-use crate::routes::{self, Keys, Target};
-use crate::upstream::{CachingResolver, Network, Tls, Workspace};
+use crate::routes::{self, Target};
 
 /// Descriptors that are not connections: listener, log, poller, token files and the like.
 const SPARE_DESCRIPTORS: usize = 48;
@@ -34,43 +30,45 @@ const DESCRIPTORS_PER_CONNECTION: usize = 4;
 
 /// A running proxy.
 pub struct Server {
-    app: Arc<App>,
+    host: Arc<Host>,
     front: Front,
     signals: Mutex<Signals>,
 }
 
-/// What requests are served with.
-struct App {
-    messages: Messages,
-    keys: Keys,
-    body_bytes_max: usize,
+/// What outlives a reload, and the App of the moment.
+struct Host {
+    app: RwLock<Arc<App>>,
+    /// One reload at a time.
+    reloading: Mutex<()>,
+    /// The file that a reload reads; none for the demo.
+    file: Option<PathBuf>,
     started: Instant,
+    reloads: AtomicU64,
     panics: AtomicU64,
     is_draining: AtomicBool,
-    connections: std::sync::OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
+    connections: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
 impl Server {
-    /// Builds everything and opens the port. The message of an error stands after `claude-lb: `.
-    pub fn start(config: &Config) -> Result<Self, String> {
+    /// Builds everything and opens the port. `file` is what a reload reads. The message of an error stands after
+    /// `claude-lb: `.
+    pub fn start(config: &Config, file: Option<PathBuf>) -> Result<Self, String> {
         // Before anything can be reached: a signal in the first moment drains, too.
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
             .map_err(|error| format!("cannot wait for signals: {error}"))?;
-        let app = Arc::new(App::new(config)?);
-        let max_connections = room_for_connections(config.server.max_connections);
-        let settings = front::Settings {
-            host: config.server.host.clone(),
-            port: config.server.port,
-            workers: config.server.workers,
-            queue: config.server.queue,
-            queue_timeout: config.server.queue_timeout,
-            max_connections,
-            head: config.timeouts.head,
-            body: config.timeouts.body,
-            keep_alive: config.timeouts.keep_alive,
-        };
+        let host = Arc::new(Host {
+            app: RwLock::new(Arc::new(App::new(config, None)?)),
+            reloading: Mutex::new(()),
+            file,
+            started: env::now(),
+            reloads: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+            is_draining: AtomicBool::new(false),
+            connections: OnceLock::new(),
+        });
+        let settings = front_settings(config);
         let place = format!("{}:{}", settings.host, settings.port);
-        let service: Arc<dyn Service> = Arc::clone(&app) as Arc<dyn Service>;
+        let service: Arc<dyn Service> = Arc::clone(&host) as Arc<dyn Service>;
         let front = Front::start(settings, service).map_err(|error| match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!(
@@ -79,8 +77,8 @@ impl Server {
             }
             _ => format!("cannot listen on {place}: {error} (check server.host and server.port)"),
         })?;
-        let _ = app.connections.set(front.connection_counter());
-        Ok(Self { app, front, signals: Mutex::new(signals) })
+        let _ = host.connections.set(front.connection_counter());
+        Ok(Self { host, front, signals: Mutex::new(signals) })
     }
 
     /// Where it listens.
@@ -88,15 +86,16 @@ impl Server {
         self.front.address()
     }
 
-    /// Runs until a signal ends it: the first drains, a second one ends at once. True when everything that ran could
-    /// finish.
+    /// Runs until a signal ends it: the first drains, a second one ends at once. SIGHUP reloads. True when everything
+    /// that ran could finish.
     pub fn run_until_signal(&self, drain_timeout: Duration) -> bool {
         let mut signals = self.signals.lock();
         for signal in signals.forever() {
             if signal != SIGHUP {
                 break;
             }
-            log::warn!("SIGHUP: the configuration is read at start only; restart to change it");
+            // What happened is in the log; nothing else can be done about it here.
+            let _ = self.host.reload();
         }
         log::info!("draining: {} requests may finish within {drain_timeout:?}", self.front.busy());
         self.drain();
@@ -117,7 +116,7 @@ impl Server {
 
     /// Closes the port; what runs may finish.
     pub fn drain(&self) {
-        self.app.is_draining.store(true, Ordering::SeqCst);
+        self.host.is_draining.store(true, Ordering::SeqCst);
         self.front.drain();
     }
 
@@ -145,64 +144,52 @@ impl Server {
     }
 }
 
-impl App {
-    fn new(config: &Config) -> Result<Self, String> {
-        let network = network(config)?;
-        let endpoints = config
-            .endpoints
-            .iter()
-            .map(|endpoint| {
-                let workspace = Workspace::new(endpoint, &network)
-                    .map_err(|why| format!("endpoint {}: {why}", endpoint.name))?;
-                Ok(balancer::Endpoint {
-                    name: endpoint.name.clone(),
-                    address: endpoint.api_base.clone(),
-                    weight: endpoint.weight,
-                    max_concurrent: endpoint.max_concurrent,
-                    models: endpoint.models.clone(),
-                    payload: Arc::new(workspace),
-                })
-            })
-            .collect::<Result<Vec<_>, String>>()?;
-        let settings = balancer::Settings {
-            strategy: config.load_balancer.strategy,
-            breaker: breaker::Settings {
-                threshold: config.load_balancer.circuit_breaker_threshold,
-                timeout: config.load_balancer.circuit_breaker_timeout,
-            },
+impl Host {
+    fn app(&self) -> Arc<App> {
+        Arc::clone(&self.app.read())
+    }
+
+    /// Reads the configuration again. Valid, it is swapped in; else nothing changes, and every problem is told.
+    fn reload(&self) -> Result<(), Vec<String>> {
+        let Some(file) = &self.file else {
+            return Err(vec!["this instance was not started from a configuration file".into()]);
         };
-        let models = &config.models;
-        let messages = Messages {
-            balancer: Balancer::new(settings, endpoints, env::rng(), env::now()),
-            map: models.map.clone(),
-            families: Families {
-                sonnet: models.sonnet.clone(),
-                opus: models.opus.clone(),
-                haiku: models.haiku.clone(),
-            },
-            max_attempts: config.load_balancer.max_attempts,
-            first_byte: config.timeouts.first_byte,
-            limits: Limits { idle: config.timeouts.idle, heartbeat: config.timeouts.heartbeat },
-        };
-        let keys = match config.auth.mode {
-            AuthMode::None => Vec::new(),
-            AuthMode::Key => config.auth.keys.iter().map(|k| (k.name.clone(), k.key.clone())).collect(),
-        };
-        Ok(Self {
-            messages,
-            keys: Keys::new(keys, config.auth.protect_admin),
-            body_bytes_max: config.limits.max_body_bytes,
-            started: env::now(),
-            panics: AtomicU64::new(0),
-            is_draining: AtomicBool::new(false),
-            connections: std::sync::OnceLock::new(),
-        })
+        let _one = self.reloading.lock();
+        let result = Config::load(file, &|name| std::env::var(name).ok())
+            .map_err(|problems| problems.lines())
+            .and_then(|config| {
+                let current = self.app();
+                let next = App::new(&config, Some(&current)).map_err(|why| vec![why])?;
+                *self.app.write() = Arc::new(next);
+                let running = &current.config;
+                Ok(running.server != config.server || running.logging != config.logging)
+            });
+        match result {
+            Ok(needs_restart) => {
+                self.reloads.fetch_add(1, Ordering::Relaxed);
+                log::info!("reloaded {}", file.display());
+                if needs_restart {
+                    log::warn!("changes under server and logging take effect at the next start");
+                }
+                Ok(())
+            }
+            Err(problems) => {
+                log::error!(
+                    "not reloaded, nothing has changed: {} problems in {}",
+                    problems.len(),
+                    file.display()
+                );
+                problems.iter().for_each(|line| log::error!("{line}"));
+                Err(problems)
+            }
+        }
     }
 
     fn process_numbers(&self, now: Instant) -> ProcessNumbers {
         ProcessNumbers {
             uptime_s: now.saturating_duration_since(self.started).as_secs(),
             connections: self.connections.get().map_or(0, |count| count()),
+            reloads: self.reloads.load(Ordering::Relaxed),
             panics: self.panics.load(Ordering::Relaxed),
             draining: self.is_draining.load(Ordering::SeqCst),
         }
@@ -210,12 +197,17 @@ impl App {
 
     /// Everything but messages.
     fn answer(&self, target: Target, exchange: &Exchange, id: &str) -> Answer {
-        let (balancer, now) = (&self.messages.balancer, env::now());
+        let (app, now) = (self.app(), env::now());
+        let balancer = &app.messages.balancer;
         match target {
             Target::Live => admin::live(),
             Target::Ready => admin::ready(balancer, self.is_draining.load(Ordering::SeqCst), now),
             Target::Stats => admin::stats(balancer, self.process_numbers(now), now),
             Target::Reset => admin::reset(balancer),
+            Target::Reload => match self.reload() {
+                Ok(()) => admin::reloaded(),
+                Err(problems) => worded(&Refusal::new(400, problems.join("\n")), id),
+            },
             Target::EventLogging => admin::event_logging(),
             Target::WarmUp | Target::Messages => admin::warm_up(),
             Target::CountTokens => match tokens::estimate(&exchange.body) {
@@ -226,9 +218,10 @@ impl App {
     }
 }
 
-impl Service for App {
+impl Service for Host {
     fn route(&self, head: &Head) -> Result<Route, Refusal> {
-        routes::route(head, &self.keys, self.body_bytes_max)
+        let app = self.app.read();
+        routes::route(head, &app.keys, app.body_bytes_max)
     }
 
     fn refuse(&self, refusal: Refusal, head: Option<&Head>, peer: SocketAddr) -> Answer {
@@ -240,7 +233,7 @@ impl Service for App {
     fn serve(&self, exchange: &Exchange) -> Ending {
         let head = &exchange.head;
         let target = match routes::target(head.method(), head.path()) {
-            Ok(Target::Messages) => return self.messages.serve(exchange),
+            Ok(Target::Messages) => return self.app().messages.serve(exchange),
             Ok(target) => target,
             Err(_) => Target::WarmUp,
         };
@@ -257,8 +250,23 @@ impl Service for App {
     fn panicked(&self, exchange: &Exchange) -> Answer {
         self.panics.fetch_add(1, Ordering::Relaxed);
         let id = env::request_id();
-        access::local(&id, exchange.route.key.as_deref(), "-", Some(&exchange.head), 500, log::Level::Error);
+        let key = exchange.route.key.as_deref();
+        access::local(&id, key, &exchange.peer.to_string(), Some(&exchange.head), 500, log::Level::Error);
         worded(&Refusal::new(500, "the proxy failed on this request; please report it with this id"), &id)
+    }
+}
+
+fn front_settings(config: &Config) -> front::Settings {
+    front::Settings {
+        host: config.server.host.clone(),
+        port: config.server.port,
+        workers: config.server.workers,
+        queue: config.server.queue,
+        queue_timeout: config.server.queue_timeout,
+        max_connections: room_for_connections(config.server.max_connections),
+        head: config.timeouts.head,
+        body: config.timeouts.body,
+        keep_alive: config.timeouts.keep_alive,
     }
 }
 
@@ -267,21 +275,6 @@ fn worded(refusal: &Refusal, id: &str) -> Answer {
     let body = error_body(error_type(refusal.status), &refusal.message, id);
     let answer = Answer::json(refusal.status, body).with("request-id", id);
     refusal.headers.iter().fold(answer, |answer, (name, value)| answer.with(name, value.clone()))
-}
-
-fn network(config: &Config) -> Result<Network, String> {
-    let timeouts = &config.timeouts;
-    let shortest = timeouts.heartbeat.min(timeouts.idle).min(timeouts.first_byte).min(timeouts.connect);
-    let tick = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(500));
-    let mut ca_files: Vec<PathBuf> = config.tls.ca_file.iter().cloned().collect();
-    ca_files.extend(std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from));
-    Ok(Network {
-        tls: Tls::new(&ca_files).map_err(|why| format!("tls.ca_file or SSL_CERT_FILE: {why}"))?,
-        resolver: CachingResolver::new(timeouts.connect, tick),
-        connect_timeout: timeouts.connect,
-        tick,
-        idle_connections: config.server.workers,
-    })
 }
 
 /// Raises the limit on open files as far as it goes, and says so when it is too small for what was configured.

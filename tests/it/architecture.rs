@@ -22,7 +22,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("copying", &["relay"]),
     ("edges", &["upstream", "front"]),
     ("the path", &["access", "messages", "routes", "admin"]),
-    ("assembly", &["server", "demo", "health", "program", "main", "lib"]),
+    ("assembly", &["app", "server", "demo", "health", "program", "main", "lib"]),
 ];
 
 /// Rooms that decide and do nothing: no clock, lock, log, socket, thread or HTTP library.

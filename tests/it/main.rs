@@ -20,6 +20,7 @@ mod outcomes;
 mod promptness;
 mod refusals;
 mod relay;
+mod reload;
 mod routes;
 mod secrets;
 mod support_test;

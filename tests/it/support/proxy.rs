@@ -175,7 +175,7 @@ impl Setup {
         let address = line.split("listening on http://").nth(1).unwrap_or_default();
         let address = address.split(|c: char| c.is_whitespace() || c == '/').next().unwrap_or_default();
         let address = address.parse().unwrap_or_else(|_| panic!("no address in {line:?}"));
-        Proxy { running, address, _folder: folder, _upstreams: self.upstreams.clone() }
+        Proxy { running, address, folder, _upstreams: self.upstreams.clone() }
     }
 }
 
@@ -309,7 +309,7 @@ pub fn run(command: Command) -> Finished {
 pub struct Proxy {
     pub running: Running,
     address: SocketAddr,
-    _folder: Folder,
+    folder: Folder,
     _upstreams: Vec<Upstream>,
 }
 
@@ -332,6 +332,11 @@ impl Proxy {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Writes the configuration file anew; who reads it, and when, is the test's business.
+    pub fn rewrite(&self, yaml: &str) {
+        self.folder.write("config.yaml", yaml);
     }
 
     pub fn connect(&self) -> Client {
