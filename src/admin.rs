@@ -77,8 +77,28 @@ pub fn stats<T>(balancer: &Balancer<T>, process: ProcessNumbers, now: Instant) -
     #[derive(Serialize)]
     struct Stats<'a> {
         endpoints: Vec<Endpoint<'a>>,
+        affinity: Affinity,
         process: ProcessNumbers,
     }
+    #[derive(Serialize)]
+    struct Affinity {
+        bindings: usize,
+        hits: u64,
+        detours: u64,
+        moves: u64,
+        new: u64,
+        hit_rate: Option<f64>,
+    }
+    let (bindings, counts) = balancer.affinity(now);
+    let of_bound = counts.hits + counts.detours + counts.moves;
+    let affinity = Affinity {
+        bindings,
+        hits: counts.hits,
+        detours: counts.detours,
+        moves: counts.moves,
+        new: counts.new,
+        hit_rate: (of_bound > 0).then(|| counts.hits as f64 / of_bound as f64),
+    };
     let views = balancer.snapshot(now);
     fn endpoint(view: &EndpointView) -> Endpoint<'_> {
         let holds = view.holds.iter().map(|(model, reason, left)| Hold {
@@ -99,7 +119,7 @@ pub fn stats<T>(balancer: &Balancer<T>, process: ProcessNumbers, now: Instant) -
             holds: holds.collect(),
         }
     }
-    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), process };
+    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, process };
     Answer::json(200, serde_json::to_vec(&stats).unwrap_or_default())
 }
 

@@ -49,6 +49,7 @@ impl App {
             .collect::<Result<Vec<_>, String>>()?;
         let settings = balancer::Settings {
             strategy: config.load_balancer.strategy,
+            session_affinity: config.load_balancer.session_affinity,
             breaker: breaker::Settings {
                 threshold: config.load_balancer.circuit_breaker_threshold,
                 timeout: config.load_balancer.circuit_breaker_timeout,

@@ -5,6 +5,7 @@
 //! Inside the lock there is no I/O, no logging and no clock: `now` is an argument, and whatever deserves a log line is
 //! returned as a [`Notice`].
 
+pub mod affinity;
 pub mod breaker;
 pub mod cooldown;
 pub mod strategy;
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use crate::anthropic::model::glob_matches;
 use crate::outcome::{Outcome, Verdict};
 use crate::retry;
+use affinity::{Affinity, Session};
 use breaker::{Breaker, State, Ticket};
 use cooldown::{Cooldowns, Parked};
 use strategy::{Candidate, Strategy};
@@ -32,6 +34,8 @@ const RECENT_HALF_LIFE: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// How to choose among the eligible endpoints.
     pub strategy: Strategy,
+    /// Conversations stay with the endpoint that has their prompt cache.
+    pub session_affinity: bool,
     /// When an endpoint is taken out.
     pub breaker: breaker::Settings,
 }
@@ -71,6 +75,8 @@ pub struct Ask<'a> {
     pub model: &'a str,
     /// Endpoints this request has tried, by [`Lease::id`].
     pub tried: &'a [EndpointId],
+    /// The conversation it belongs to.
+    pub session: Option<Session>,
 }
 
 /// Nobody can take the request now.
@@ -159,6 +165,7 @@ struct Inner<T> {
     rng: fastrand::Rng,
     doubtful_retries: usize,
     next_id: u64,
+    affinity: Affinity,
 }
 
 /// The endpoints and their state.
@@ -174,8 +181,15 @@ impl<T> Balancer<T> {
         rng: fastrand::Rng,
         now: Instant,
     ) -> Arc<Self> {
-        let inner =
-            Inner { members: Vec::new(), credit: Vec::new(), settings, rng, doubtful_retries: 0, next_id: 0 };
+        let inner = Inner {
+            members: Vec::new(),
+            credit: Vec::new(),
+            settings,
+            rng,
+            doubtful_retries: 0,
+            next_id: 0,
+            affinity: Affinity::default(),
+        };
         let balancer = Self { inner: Mutex::new(inner) };
         balancer.replace(settings, endpoints, now);
         Arc::new(balancer)
@@ -218,9 +232,15 @@ impl<T> Balancer<T> {
         if !ask.tried.is_empty() && candidates.iter().any(|c| inner.members[c.index].last_was_good) {
             candidates.retain(|c| inner.members[c.index].last_was_good);
         }
-        let Inner { settings, credit, rng, .. } = &mut *inner;
-        let Some(index) = strategy::choose(settings.strategy, &candidates, credit, rng) else {
-            return Err(inner.unavailable(ask.model, now));
+        let session = ask.session.filter(|_| inner.settings.session_affinity);
+        let bound = session.map(|session| inner.standing(session, ask, &candidates, now));
+        let index = match bound {
+            Some(Standing::Free(index)) => index,
+            _ => {
+                let Inner { settings, credit, rng, .. } = &mut *inner;
+                let chosen = strategy::choose(settings.strategy, &candidates, credit, rng);
+                chosen.ok_or_else(|| inner.unavailable(ask.model, now))?
+            }
         };
         let is_doubtful = !ask.tried.is_empty() && !inner.members[index].last_was_good;
         if is_doubtful {
@@ -229,23 +249,30 @@ impl<T> Balancer<T> {
                 return Err(Unavailable { soonest: None, why: Why::RetryBudget });
             }
         }
-        Ok(self.lease(&mut inner, index, ask.model, is_doubtful, now))
+        if let (Some(session), Some(standing)) = (session, bound) {
+            inner.note(session, standing, index, now);
+        }
+        Ok(self.lease(&mut inner, index, ask, is_doubtful, now))
     }
 
     /// Takes the only endpoint a second time for one request; `None` when it is out by now. See `retry`.
     pub fn pick_again(self: &Arc<Self>, id: EndpointId, model: &str, now: Instant) -> Option<Lease<T>> {
         let mut inner = self.inner.lock();
-        let candidates = inner.eligible(Ask { model, tried: &[] }, now);
+        let ask = Ask { model, tried: &[], session: None };
+        let candidates = inner.eligible(ask, now);
         let index = candidates.iter().map(|c| c.index).find(|&index| inner.members[index].id == id)?;
         let in_flight: usize = inner.members.iter().map(|m| m.active).sum();
         let may = inner.doubtful_retries < retry::budget(in_flight);
-        may.then(|| self.lease(&mut inner, index, model, true, now))
+        may.then(|| self.lease(&mut inner, index, ask, true, now))
     }
 
     /// True when this endpoint could take another request for this model now.
     pub fn can_take(&self, id: EndpointId, model: &str, now: Instant) -> bool {
         let inner = self.inner.lock();
-        inner.eligible(Ask { model, tried: &[] }, now).iter().any(|c| inner.members[c.index].id == id)
+        inner
+            .eligible(Ask { model, tried: &[], session: None }, now)
+            .iter()
+            .any(|c| inner.members[c.index].id == id)
     }
 
     /// True when exactly one configured endpoint serves this model.
@@ -277,6 +304,12 @@ impl<T> Balancer<T> {
         }
     }
 
+    /// Bindings in force, and how conversations have fared.
+    pub fn affinity(&self, now: Instant) -> (usize, affinity::Counts) {
+        let inner = self.inner.lock();
+        (inner.affinity.len(now), inner.affinity.counts)
+    }
+
     /// The state of every endpoint, in configuration order. Changes nothing.
     pub fn snapshot(&self, now: Instant) -> Vec<EndpointView> {
         self.inner.lock().members.iter().map(|member| EndpointView::of(member, now)).collect()
@@ -286,7 +319,7 @@ impl<T> Balancer<T> {
         self: &Arc<Self>,
         inner: &mut Inner<T>,
         index: usize,
-        model: &str,
+        ask: Ask<'_>,
         is_doubtful: bool,
         now: Instant,
     ) -> Lease<T> {
@@ -299,12 +332,26 @@ impl<T> Balancer<T> {
         Lease {
             ticket: member.breaker.admit(),
             payload: Arc::clone(&member.endpoint.payload),
-            model: model.to_string(),
+            model: ask.model.to_string(),
+            session: ask.session,
             balancer: Arc::clone(self),
             is_doubtful,
             id: member.id,
         }
     }
+}
+
+/// How the endpoint that a conversation is bound to stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It can take the request.
+    Free(usize),
+    /// It has too much to do, or has just failed this very request: the binding is kept.
+    Busy,
+    /// Broken, cooling, parked or gone: the conversation moves.
+    Out,
+    /// There is none.
+    Unbound,
 }
 
 impl<T> Inner<T> {
@@ -337,6 +384,38 @@ impl<T> Inner<T> {
             return ready;
         }
         of(&|b| b.state(now) == State::HalfOpen)
+    }
+
+    /// How the endpoint that a conversation is bound to can take this request.
+    fn standing(&self, session: Session, ask: Ask<'_>, candidates: &[Candidate], now: Instant) -> Standing {
+        let Some(id) = self.affinity.bound(session, now) else { return Standing::Unbound };
+        let Some(index) = self.members.iter().position(|m| m.id == id) else { return Standing::Out };
+        if let Some(candidate) = candidates.iter().find(|c| c.index == index) {
+            let total = 1 + candidates.iter().map(|c| c.active).sum::<usize>();
+            let weights = candidates.iter().map(|c| c.weight).sum();
+            let stays = affinity::may_stay(candidate.active, total, candidate.weight, weights);
+            return if stays { Standing::Free(index) } else { Standing::Busy };
+        }
+        let member = &self.members[index];
+        let is_out = !member.endpoint.serves(ask.model)
+            || member.breaker.state(now) != State::Closed
+            || member.cooldowns.hold(ask.model, now).is_some();
+        if is_out { Standing::Out } else { Standing::Busy }
+    }
+
+    /// Counts where a conversation's request went, and binds it there unless it is only passing.
+    fn note(&mut self, session: Session, standing: Standing, index: usize, now: Instant) {
+        let (id, counts) = (self.members[index].id, &mut self.affinity.counts);
+        match standing {
+            Standing::Free(_) => counts.hits += 1,
+            Standing::Busy => {
+                counts.detours += 1;
+                return;
+            }
+            Standing::Out => counts.moves += 1,
+            Standing::Unbound => counts.new += 1,
+        }
+        self.affinity.bind(session, id, now);
     }
 
     fn soonest(&self, model: &str, now: Instant) -> Option<Duration> {
@@ -373,6 +452,7 @@ pub struct Lease<T> {
     balancer: Arc<Balancer<T>>,
     payload: Arc<T>,
     model: String,
+    session: Option<Session>,
     ticket: Ticket,
     id: EndpointId,
     is_doubtful: bool,
@@ -396,7 +476,7 @@ impl<T> Lease<T> {
         let settings = inner.settings.breaker;
         let Some(member) = inner.member(self.id) else { return Vec::new() };
         member.errors += u64::from(blame.is_error);
-        let mut notices = Vec::new();
+        let (mut notices, mut used) = (Vec::new(), None);
         let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
         if let Some(change) = member.breaker.settle(self.ticket, blame.verdict, now, settings) {
             notice(Change::Breaker(change));
@@ -408,11 +488,15 @@ impl<T> Lease<T> {
         }
         match blame.verdict {
             Verdict::Success => {
+                used = self.session;
                 member.cooldowns.forgive(&self.model);
                 member.last_was_good = true;
             }
             Verdict::Failure | Verdict::Neutral if blame.is_error => member.last_was_good = false,
             Verdict::Failure | Verdict::Neutral => {}
+        }
+        if let Some(session) = used {
+            inner.affinity.used(session, self.id, now);
         }
         drop(inner);
         notices

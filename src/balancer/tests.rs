@@ -18,7 +18,7 @@ fn endpoint(name: &str) -> Endpoint<()> {
 
 fn settings(strategy: Strategy) -> Settings {
     let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60) };
-    Settings { strategy, breaker }
+    Settings { strategy, session_affinity: true, breaker }
 }
 
 fn balancer(endpoints: Vec<Endpoint<()>>, now: Instant) -> Arc<Plain> {
@@ -35,7 +35,7 @@ fn ids(numbers: impl IntoIterator<Item = usize>) -> Vec<EndpointId> {
 }
 
 fn ask(model: &str) -> Ask<'_> {
-    Ask { model, tried: &[] }
+    Ask { model, tried: &[], session: None }
 }
 
 fn refused(status: u16) -> Outcome {
@@ -123,7 +123,7 @@ fn half_open_lets_one_trial_through_while_another_can_serve() {
     let break_it = |index: usize| {
         let tried = ids([1 - index]);
         for _ in 0..2 {
-            let lease = balancer.pick(Ask { model: "m", tried: &tried }, now).unwrap();
+            let lease = balancer.pick(Ask { model: "m", tried: &tried, session: None }, now).unwrap();
             lease.finish(&Outcome::ConnectFailed, now);
         }
     };
@@ -166,12 +166,12 @@ fn doubtful_retries_stay_within_the_budget() {
     let balancer = balancer((0..4).map(|i| endpoint(&i.to_string())).collect(), now);
     for index in 0..4 {
         let tried = ids((0..4).filter(|&i| i != index));
-        let lease = balancer.pick(Ask { model: "m", tried: &tried }, now).unwrap();
+        let lease = balancer.pick(Ask { model: "m", tried: &tried, session: None }, now).unwrap();
         lease.finish(&refused(529), now);
     }
     let later = now + Duration::from_secs(10);
     let tried = ids([0]);
-    let retry = Ask { model: "m", tried: &tried };
+    let retry = Ask { model: "m", tried: &tried, session: None };
     let running: Vec<_> = (0..3).map(|_| balancer.pick(retry, later).unwrap()).collect();
     assert_eq!(balancer.pick(retry, later).err().unwrap().why, Why::RetryBudget);
     drop(running);
@@ -255,9 +255,12 @@ fn a_reload_keeps_what_is_still_there() {
     let now = crate::env::now();
     let (a, b) = (endpoint("a"), endpoint("b"));
     let balancer = balancer(vec![a.clone(), b.clone()], now);
-    let on_a = balancer.pick(Ask { model: "m", tried: &ids([1]) }, now).unwrap();
-    let on_b = balancer.pick(Ask { model: "m", tried: &ids([0]) }, now).unwrap();
-    balancer.pick(Ask { model: "m", tried: &ids([0]) }, now).unwrap().finish(&refused(429), now);
+    let on_a = balancer.pick(Ask { model: "m", tried: &ids([1]), session: None }, now).unwrap();
+    let on_b = balancer.pick(Ask { model: "m", tried: &ids([0]), session: None }, now).unwrap();
+    balancer
+        .pick(Ask { model: "m", tried: &ids([0]), session: None }, now)
+        .unwrap()
+        .finish(&refused(429), now);
     let moved = Endpoint { address: "http://elsewhere".into(), ..a.clone() };
     balancer.replace(settings(Strategy::RoundRobin), vec![endpoint("c"), b, moved], now);
     let views = balancer.snapshot(now);
@@ -282,4 +285,65 @@ fn a_new_credential_is_tried_at_once() {
     assert!(balancer.pick(ask("m"), now).is_err(), "nothing has changed about it");
     balancer.replace(settings(Strategy::Random), vec![Endpoint { payload: Arc::new(()), ..a }], now);
     assert!(balancer.pick(ask("m"), now).is_ok());
+}
+
+fn session(key: u64) -> Session {
+    Session { key, idle: Duration::from_secs(300) }
+}
+
+fn ask_for(key: u64) -> Ask<'static> {
+    Ask { model: "m", tried: &[], session: Some(session(key)) }
+}
+
+#[test]
+fn a_conversation_stays_where_its_cache_is() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b"), endpoint("c")], now);
+    let first = balancer.pick(ask_for(1), now).unwrap();
+    let home = first.id();
+    first.finish(&Outcome::Completed, now);
+    for turn in 1..20 {
+        let now = now + Duration::from_secs(turn * 200);
+        let lease = balancer.pick(ask_for(1), now).unwrap();
+        assert_eq!(lease.id(), home, "turn {turn}");
+        lease.finish(&Outcome::Completed, now);
+    }
+    assert_eq!(
+        balancer.affinity(now),
+        (1, affinity::Counts { hits: 19, new: 1, ..affinity::Counts::default() })
+    );
+}
+
+#[test]
+fn a_busy_home_is_left_for_once_and_an_outage_for_good() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+    let first = balancer.pick(ask_for(1), now).unwrap();
+    let home = first.id();
+    let _busy: Vec<_> = (0..3).map(|_| balancer.pick(ask_for(1), now).unwrap()).collect();
+    let detour = balancer.pick(ask_for(1), now).unwrap();
+    assert_ne!(detour.id(), home, "four at home, none elsewhere");
+    drop(detour);
+    first.finish(&Outcome::Completed, now);
+    assert_eq!(balancer.pick(ask_for(1), now).unwrap().id(), home, "the binding was kept");
+    balancer.pick(ask_for(1), now).unwrap().finish(&refused(429), now);
+    let moved = balancer.pick(ask_for(1), now).unwrap().id();
+    assert_ne!(moved, home, "it cools");
+    let later = now + Duration::from_secs(20);
+    assert_eq!(balancer.pick(ask_for(1), later).unwrap().id(), moved, "and the conversation has moved");
+    let counts = balancer.affinity(later).1;
+    assert_eq!((counts.new, counts.detours, counts.moves), (1, 1, 1), "{counts:?}");
+}
+
+#[test]
+fn a_failure_within_a_request_does_not_move_the_conversation() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+    let first = balancer.pick(ask_for(1), now).unwrap();
+    let home = first.id();
+    first.finish(&refused(500), now);
+    let retry = balancer.pick(Ask { tried: &[home], ..ask_for(1) }, now).unwrap();
+    assert_ne!(retry.id(), home);
+    retry.finish(&Outcome::Completed, now);
+    assert_eq!(balancer.pick(ask_for(1), now).unwrap().id(), home);
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::access::Record;
 use crate::anthropic::model::Families;
-use crate::balancer::{Ask, Balancer, EndpointId, Lease};
+use crate::balancer::{Balancer, EndpointId, Lease};
 use crate::env;
 use crate::front::{Ending, Exchange};
 use crate::outcome::Outcome;
@@ -76,7 +76,7 @@ impl Messages {
     ) -> Ending {
         let surface = Surface { exchange, downstream };
         let mut tried = Vec::new();
-        let mut lease = match self.balancer.pick(Ask { model: &prepared.model, tried: &tried }, env::now()) {
+        let mut lease = match self.balancer.pick(prepared.ask(&tried), env::now()) {
             Ok(lease) => lease,
             Err(nobody) => return surface.unavailable(nobody, prepared, record),
         };
@@ -130,7 +130,7 @@ impl Messages {
             return None;
         }
         let model = &prepared.model;
-        if let Ok(lease) = self.balancer.pick(Ask { model, tried }, env::now()) {
+        if let Ok(lease) = self.balancer.pick(prepared.ask(tried), env::now()) {
             return Some(lease);
         }
         let only = tried[0];

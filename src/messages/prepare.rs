@@ -1,13 +1,19 @@
 //! From the client's bytes to the bytes that every attempt sends.
 
 use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
 use super::Messages;
 use crate::anthropic::body::{self, Facts};
 use crate::anthropic::model::map_model;
+use crate::anthropic::session::session_of_user_id;
+use crate::balancer::affinity::Session;
+use crate::balancer::{Ask, EndpointId};
 use crate::front::Exchange;
 use crate::http::answer::Refusal;
 use crate::http::forward;
+use crate::http::head::Head;
 use crate::upstream::Outgoing;
 
 /// A request, ready to be sent to any workspace.
@@ -18,9 +24,15 @@ pub(super) struct Prepared<'a> {
     body: Cow<'a, [u8]>,
     headers: Vec<(&'a str, &'a str)>,
     query: Option<&'a str>,
+    session: Option<Session>,
 }
 
 impl Prepared<'_> {
+    /// What the balancer is asked for.
+    pub(super) fn ask<'s>(&'s self, tried: &'s [EndpointId]) -> Ask<'s> {
+        Ask { model: &self.model, tried, session: self.session }
+    }
+
     /// The same for every attempt.
     pub(super) fn outgoing(&self) -> Outgoing<'_> {
         Outgoing { query: self.query, headers: &self.headers, body: &self.body }
@@ -38,5 +50,26 @@ pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result
     let head = &exchange.head;
     let connection = head.header("connection");
     let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
-    Ok(Prepared { facts, model, body, headers, query: head.query() })
+    let session = session(head, &facts, &model);
+    Ok(Prepared { facts, model, body, headers, query: head.query(), session })
+}
+
+/// How long the usual prompt cache and the long one stay warm (Anthropic's documentation on prompt caching).
+const CACHE_WARM: Duration = Duration::from_secs(5 * 60);
+const LONG_CACHE_WARM: Duration = Duration::from_secs(60 * 60);
+
+/// The conversation that a request belongs to. Sub-agents share the session but have prompts of their own, so the
+/// agent counts, and so does the model: each has its own cache. Without a plain session there is no affinity.
+fn session(head: &Head, facts: &Facts, model: &str) -> Option<Session> {
+    let plain =
+        |value: &&str| !value.is_empty() && value.len() <= 128 && value.bytes().all(|b| b.is_ascii_graphic());
+    let session = match head.header("x-claude-code-session-id").filter(plain) {
+        Some(id) => Cow::Borrowed(id),
+        None => Cow::Owned(facts.user_id.as_deref().and_then(session_of_user_id)?),
+    };
+    let agent = head.header("x-claude-code-agent-id").unwrap_or("main");
+    let mut hasher = DefaultHasher::new();
+    (&*session, agent, model).hash(&mut hasher);
+    let idle = if facts.ttl_1h { LONG_CACHE_WARM } else { CACHE_WARM };
+    Some(Session { key: hasher.finish(), idle })
 }
