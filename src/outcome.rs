@@ -47,9 +47,6 @@ pub enum Outcome {
     Local,
 }
 
-/// How long an endpoint without a token is left alone.
-const CREDENTIAL_PAUSE: Duration = Duration::from_secs(10);
-
 /// What the breaker makes of an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -70,6 +67,8 @@ pub enum KeepOut {
     ModelLong,
     /// The whole endpoint, for the time given.
     Endpoint(Duration),
+    /// The whole endpoint, for a moment: there is no token to send.
+    NoToken,
     /// The whole endpoint, 60 s doubling to 30 min: its credential is not accepted.
     EndpointParked,
 }
@@ -88,12 +87,12 @@ pub struct Blame {
 impl Outcome {
     /// Who is to blame. Exhaustive on purpose: a new outcome must be judged here.
     pub fn blame(&self) -> Blame {
-        use KeepOut::{Endpoint, EndpointParked, Model, ModelLong};
+        use KeepOut::{Endpoint, EndpointParked, Model, ModelLong, NoToken};
         use Verdict::{Failure, Neutral, Success};
         let blame = |verdict, keep_out, is_error| Blame { verdict, keep_out, is_error };
         match *self {
             Outcome::Completed => blame(Success, None, false),
-            Outcome::NoCredential => blame(Failure, Some(Endpoint(CREDENTIAL_PAUSE)), true),
+            Outcome::NoCredential => blame(Failure, Some(NoToken), true),
             Outcome::ConnectFailed
             | Outcome::NoAnswer
             | Outcome::FirstByteTimeout
@@ -173,7 +172,7 @@ mod tests {
         let with = |status, meaning| Outcome::Refused { status, retry_after: after, meaning };
         for (outcome, verdict, keep_out, is_error) in [
             (Outcome::Completed, Success, None, false),
-            (Outcome::NoCredential, Failure, Some(Endpoint(CREDENTIAL_PAUSE)), true),
+            (Outcome::NoCredential, Failure, Some(NoToken), true),
             (Outcome::ConnectFailed, Failure, None, true),
             (Outcome::NoAnswer, Failure, None, true),
             (Outcome::FirstByteTimeout, Failure, None, true),

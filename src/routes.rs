@@ -88,7 +88,7 @@ impl Keys {
     }
 
     /// The name of the key in `x-api-key` or `Authorization: Bearer`; either may match, for the client can send both.
-    fn find(&self, head: &Head) -> Option<Arc<str>> {
+    pub fn find(&self, head: &Head) -> Option<Arc<str>> {
         let bearer = |value: &str| {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_string())

@@ -16,7 +16,7 @@ use crate::admin::{self, ProcessNumbers};
 use crate::anthropic::error::{error_body, error_type};
 use crate::anthropic::tokens;
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{AuthMode, Config};
 use crate::env;
 use crate::front::{self, Ending, Exchange, Front, Route, Service};
 use crate::http::answer::{Answer, Refusal};
@@ -46,6 +46,7 @@ struct Host {
     reloads: AtomicU64,
     panics: AtomicU64,
     is_draining: AtomicBool,
+    address: OnceLock<SocketAddr>,
     connections: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
 }
 
@@ -64,6 +65,7 @@ impl Server {
             reloads: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
+            address: OnceLock::new(),
             connections: OnceLock::new(),
         });
         let settings = front_settings(config);
@@ -77,6 +79,7 @@ impl Server {
             }
             _ => format!("cannot listen on {place}: {error} (check server.host and server.port)"),
         })?;
+        let _ = host.address.set(front.address());
         let _ = host.connections.set(front.connection_counter());
         Ok(Self { host, front, signals: Mutex::new(signals) })
     }
@@ -159,30 +162,44 @@ impl Host {
             .map_err(|problems| problems.lines())
             .and_then(|config| {
                 let current = self.app();
+                self.stays_closed(&config)?;
                 let next = App::new(&config, Some(&current)).map_err(|why| vec![why])?;
                 *self.app.write() = Arc::new(next);
                 let running = &current.config;
-                Ok(running.server != config.server || running.logging != config.logging)
+                let (old, new) = (&running.timeouts, &config.timeouts);
+                let same_front = (old.head, old.body, old.keep_alive) == (new.head, new.body, new.keep_alive);
+                Ok(running.server != config.server || running.logging != config.logging || !same_front)
             });
         match result {
             Ok(needs_restart) => {
                 self.reloads.fetch_add(1, Ordering::Relaxed);
                 log::info!("reloaded {}", file.display());
                 if needs_restart {
-                    log::warn!("changes under server and logging take effect at the next start");
+                    log::warn!(
+                        "changes under server and logging, and of timeouts.head, body and keep_alive, take effect at \
+                         the next start"
+                    );
                 }
                 Ok(())
             }
             Err(problems) => {
-                log::error!(
-                    "not reloaded, nothing has changed: {} problems in {}",
-                    problems.len(),
-                    file.display()
-                );
+                log::error!("not reloaded, nothing has changed; wrong in {}:", file.display());
                 problems.iter().for_each(|line| log::error!("{line}"));
                 Err(problems)
             }
         }
+    }
+
+    /// A reload must not open the door: the address that is really bound stays what it was.
+    fn stays_closed(&self, config: &Config) -> Result<(), Vec<String>> {
+        let bound = self.address.get();
+        if config.auth.mode == AuthMode::Key || bound.is_some_and(|address| address.ip().is_loopback()) {
+            return Ok(());
+        }
+        let bound = bound.map(ToString::to_string).unwrap_or_default();
+        Err(vec![format!(
+            "auth.mode: none needs a loopback address, and this instance listens on {bound} (restart it)"
+        )])
     }
 
     fn process_numbers(&self, now: Instant) -> ProcessNumbers {
@@ -226,7 +243,8 @@ impl Service for Host {
 
     fn refuse(&self, refusal: Refusal, head: Option<&Head>, peer: SocketAddr) -> Answer {
         let id = env::request_id();
-        access::local(&id, None, &peer.to_string(), head, refusal.status, log::Level::Info);
+        let key = head.and_then(|head| self.app.read().keys.find(head));
+        access::local(&id, key.as_deref(), &peer.to_string(), head, refusal.status, log::Level::Info);
         worded(&refusal, &id)
     }
 

@@ -11,6 +11,8 @@ use crate::outcome::KeepOut;
 const MODELS_MAX: usize = 64;
 /// A model that does not exist in a workspace is not asked for again for this long.
 const MODEL_LONG: Duration = Duration::from_secs(600);
+/// An endpoint without a token is looked at again after this long.
+const NO_TOKEN_PAUSE: Duration = Duration::from_secs(10);
 
 /// A pause that grows each time it was not long enough.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +45,8 @@ pub enum Reason {
     ModelUnavailable,
     /// The workspace asked for a pause (Retry-After).
     AskedToWait,
+    /// There is no token to send.
+    NoToken,
     /// The workspace does not accept our credential, or our address.
     Rejected,
 }
@@ -54,6 +58,7 @@ impl Reason {
             Reason::Limited => "rate_limited",
             Reason::ModelUnavailable => "model_unavailable",
             Reason::AskedToWait => "asked_to_wait",
+            Reason::NoToken => "no_token",
             Reason::Rejected => "credential_rejected",
         }
     }
@@ -124,6 +129,10 @@ impl Cooldowns {
             KeepOut::Endpoint(span) => {
                 self.set_endpoint(Reason::AskedToWait, Backoff { until: now + span, span }, now)
             }
+            KeepOut::NoToken => {
+                let span = NO_TOKEN_PAUSE;
+                self.set_endpoint(Reason::NoToken, Backoff { until: now + span, span }, now)
+            }
             KeepOut::EndpointParked => {
                 let last = self.endpoint.filter(|(reason, _)| *reason == Reason::Rejected).map(|(_, b)| b);
                 let next = Backoff::next(last, 60 * SECOND, 1800 * SECOND, now);
@@ -140,7 +149,8 @@ impl Cooldowns {
 
     /// The credential may be another one now.
     pub fn forget_rejection(&mut self) {
-        self.endpoint = self.endpoint.filter(|(reason, _)| *reason != Reason::Rejected);
+        self.endpoint =
+            self.endpoint.filter(|(reason, _)| !matches!(reason, Reason::Rejected | Reason::NoToken));
     }
 
     /// Forgets everything.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::anthropic::model::glob_matches;
-use crate::outcome::{Outcome, Verdict};
+use crate::outcome::{KeepOut, Outcome, Verdict};
 use crate::retry;
 use affinity::{Affinity, Session};
 use breaker::{Breaker, State, Ticket};
@@ -474,6 +474,10 @@ impl<T> Lease<T> {
         let blame = outcome.blame();
         let mut inner = self.balancer.inner.lock();
         let settings = inner.settings.breaker;
+        // A model that is missing everywhere is the client's to hear of, each time.
+        let others =
+            inner.members.iter().filter(|m| m.id != self.id && m.endpoint.serves(&self.model)).count();
+        let keep_out = blame.keep_out.filter(|what| *what != KeepOut::ModelLong || others > 0);
         let Some(member) = inner.member(self.id) else { return Vec::new() };
         member.errors += u64::from(blame.is_error);
         let (mut notices, mut used) = (Vec::new(), None);
@@ -481,9 +485,7 @@ impl<T> Lease<T> {
         if let Some(change) = member.breaker.settle(self.ticket, blame.verdict, now, settings) {
             notice(Change::Breaker(change));
         }
-        if let Some(parked) =
-            blame.keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now))
-        {
+        if let Some(parked) = keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now)) {
             notice(Change::Parked(parked));
         }
         match blame.verdict {

@@ -347,3 +347,18 @@ fn a_failure_within_a_request_does_not_move_the_conversation() {
     retry.finish(&Outcome::Completed, now);
     assert_eq!(balancer.pick(ask_for(1), now).unwrap().id(), home);
 }
+
+/// With one workspace, "this model does not exist" must be heard each time: a 503 would be retried for minutes.
+#[test]
+fn a_missing_model_is_only_kept_out_when_another_may_have_it() {
+    let now = crate::env::now();
+    let missing = Outcome::Refused { status: 404, retry_after: None, meaning: Meaning::ModelMissing };
+    let alone = balancer(vec![endpoint("a")], now);
+    assert!(alone.pick(ask("m"), now).unwrap().finish(&missing, now).is_empty());
+    assert!(alone.pick(ask("m"), now).is_ok());
+    let two = balancer(vec![endpoint("a"), endpoint("b")], now);
+    let first = two.pick(ask("m"), now).unwrap();
+    let id = first.id();
+    first.finish(&missing, now);
+    assert!((0..5).all(|_| two.pick(ask("m"), now).unwrap().id() != id));
+}

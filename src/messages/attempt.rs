@@ -93,8 +93,9 @@ impl Attempt<'_> {
                 failed(Failure::local(502, &why), Outcome::ConnectFailed, why)
             }
             SendErrorKind::Credential => {
-                let why = format!("no token for {named}");
-                failed(Failure::local(502, &why), Outcome::NoCredential, why)
+                // The reason may name a file of this machine: it is for the operator.
+                let shown = format!("no token for {} (the proxy's log says why)", workspace.name);
+                failed(Failure::local(502, &shown), Outcome::NoCredential, error.message)
             }
             SendErrorKind::NoAnswer => {
                 let why = format!("no valid answer from {named}");

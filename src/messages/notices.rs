@@ -27,6 +27,9 @@ pub(super) fn log(notice: &Notice, why: &str) {
                     "{name} does not serve {model}; not asked for it for {span:.0?}: {why} (enable the model there, or \
                      list under endpoints[].models what it serves)"
                 ),
+                Reason::NoToken => log::error!(
+                    "{name} has no token; tried again in {span:.0?}: {why} (check token_file or oauth)"
+                ),
                 Reason::AskedToWait => log::warn!("{name} asked for a pause of {span:.0?}: {why}"),
                 Reason::Rejected => log::error!(
                     "{name} rejects its token or our address; tried again in {span:.0?}: {why} (renew the token, or \

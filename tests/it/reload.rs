@@ -99,3 +99,16 @@ fn an_unchanged_endpoint_keeps_its_connections() {
     eventually("both requests", || (upstream.count() == 2).then_some(()));
     assert_eq!(upstream.connections(), 1);
 }
+
+/// The listener stays where it is, so a file that would be fine at the next start must not be let in now.
+#[test]
+fn a_reload_does_not_open_the_door() {
+    let upstream = Upstream::always(Reply::message());
+    let setup = Proxy::with(&[&upstream]).set("server.host", "0.0.0.0");
+    let proxy = setup.start();
+    let open = setup.set("server.host", "127.0.0.1").unset("auth.api_key").set("auth.mode", "none");
+    proxy.rewrite(&open.yaml());
+    let message = proxy.ask(&reload()).error(400, "invalid_request_error");
+    assert!(message.contains("loopback"), "{message}");
+    proxy.ask(&Request::message().without("x-api-key")).error(401, "authentication_error");
+}
