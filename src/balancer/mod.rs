@@ -297,7 +297,7 @@ impl<T> Balancer<T> {
         member.recent = member.recent(now) + 1.0;
         member.recent_at = now;
         Lease {
-            ticket: member.breaker.admit(),
+            ticket: Some(member.breaker.admit()),
             payload: Arc::clone(&member.endpoint.payload),
             model: model.to_string(),
             balancer: Arc::clone(self),
@@ -373,7 +373,8 @@ pub struct Lease<T> {
     balancer: Arc<Balancer<T>>,
     payload: Arc<T>,
     model: String,
-    ticket: Ticket,
+    /// Until the breaker has it back.
+    ticket: Option<Ticket>,
     id: EndpointId,
     is_doubtful: bool,
 }
@@ -390,15 +391,17 @@ impl<T> Lease<T> {
     }
 
     /// Gives the slot back and tells how it went. Returns what changed for the log.
-    pub fn finish(self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
+    pub fn finish(mut self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
         let blame = outcome.blame();
         let mut inner = self.balancer.inner.lock();
         let settings = inner.settings.breaker;
-        let Some(member) = inner.member(self.id) else { return Vec::new() };
+        let (Some(member), Some(ticket)) = (inner.member(self.id), self.ticket.take()) else {
+            return Vec::new();
+        };
         member.errors += u64::from(blame.is_error);
         let mut notices = Vec::new();
         let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
-        if let Some(change) = member.breaker.settle(self.ticket, blame.verdict, now, settings) {
+        if let Some(change) = member.breaker.settle(ticket, blame.verdict, now, settings) {
             notice(Change::Breaker(change));
         }
         if let Some(parked) =
@@ -426,6 +429,9 @@ impl<T> Drop for Lease<T> {
         inner.doubtful_retries -= usize::from(self.is_doubtful);
         if let Some(member) = inner.member(self.id) {
             member.active -= 1;
+            if let Some(ticket) = self.ticket {
+                member.breaker.release(ticket);
+            }
         }
     }
 }
