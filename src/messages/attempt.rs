@@ -96,6 +96,10 @@ impl Attempt<'_> {
                 let why = format!("no token for {named}");
                 failed(Failure::local(502, &why), Outcome::NoCredential, why)
             }
+            SendErrorKind::Request => {
+                let why = format!("the request cannot be sent on: {}", error.message);
+                failed(Failure::local(400, &why), Outcome::Local, why)
+            }
             SendErrorKind::NoAnswer => {
                 let why = format!("no valid answer from {named}");
                 failed(Failure::local(502, &why), Outcome::NoAnswer, why)
