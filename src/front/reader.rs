@@ -30,7 +30,7 @@ pub(super) struct Read {
 pub(super) enum Failed {
     /// The client is told why.
     Refused(Refusal, Box<Request>),
-    /// The client has left, or tiny_http has refused the head after all and answered itself.
+    /// tiny_http has refused the head after all, or the client has reset the connection.
     Lost,
 }
 
@@ -64,7 +64,11 @@ pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
 /// Answers a request whose body could not be read, without reading the rest of it.
 pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
     let Job { connection, head, .. } = job;
-    let Failed::Refused(refusal, request) = failed else { return connection.close() };
+    let Failed::Refused(refusal, request) = failed else {
+        // What tiny_http says to that is not in our words, and stays in its buffer.
+        let refusal = Refusal::new(400, "the request cannot be read");
+        return shared.refuse(connection, refusal, Some(&head));
+    };
     let answer = shared.service.refuse(refusal, Some(&head), connection.peer());
     connection.send_now(&answer.to_bytes(false, true));
     // tiny_http drains an unread body when the request is dropped; after this it finds no more than has arrived.
