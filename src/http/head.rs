@@ -265,10 +265,10 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// tiny_http looks for `close` and `upgrade` anywhere in the value; we follow it, so that both agree.
+    /// tiny_http looks for `close` and `upgrade` anywhere in the value; we follow it, so that both agree. A client of
+    /// HTTP/1.0 that asks for more waits for a `Connection: keep-alive` of ours, or else for the end: it gets the end.
     fn keep_alive(&self, minor: u8) -> bool {
-        let ends = self.says("close") || self.says("upgrade");
-        !ends && (minor == 1 || self.says("keep-alive"))
+        minor == 1 && !self.says("close") && !self.says("upgrade")
     }
 
     fn says(&self, word: &str) -> bool {
@@ -346,7 +346,7 @@ mod tests {
             ("1.1", "Connection: Keep-Alive\r\nConnection: Close\r\n", false),
             ("1.1", "Connection: Upgrade, HTTP2-Settings\r\n", false),
             ("1.0", "", false),
-            ("1.0", "Connection: keep-alive\r\n", true),
+            ("1.0", "Connection: keep-alive\r\n", false),
         ] {
             let head = head(&format!("GET / HTTP/{version}\r\n{connection}\r\n"));
             assert_eq!(head.keep_alive(), kept, "{version} {connection:?}");
