@@ -43,7 +43,7 @@ pub enum Outcome {
     BrokeAfterContent,
     /// The client went away.
     ClientGone,
-    /// Something of ours ended it: a panic, the drain deadline.
+    /// Nothing was sent, for a reason that has nothing to do with the endpoint.
     Local,
 }
 

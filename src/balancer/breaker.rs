@@ -131,11 +131,7 @@ impl Breaker {
         if ticket.generation != self.generation {
             return None;
         }
-        if let Some(opening) = &mut self.opening
-            && ticket.is_trial
-        {
-            opening.trials = opening.trials.saturating_sub(1);
-        }
+        self.release(ticket);
         match (verdict, self.opening) {
             (Verdict::Neutral, _) => None,
             (Verdict::Success, None) => {
@@ -159,6 +155,16 @@ impl Breaker {
                 self.open(now, span);
                 Some(Change::Reopened { span })
             }
+        }
+    }
+
+    /// Takes a ticket back whose request showed nothing, as one that panicked: another trial may begin.
+    pub fn release(&mut self, ticket: Ticket) {
+        if let Some(opening) = &mut self.opening
+            && ticket.is_trial
+            && ticket.generation == self.generation
+        {
+            opening.trials = opening.trials.saturating_sub(1);
         }
     }
 

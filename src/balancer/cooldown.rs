@@ -182,6 +182,10 @@ impl Cooldowns {
     }
 
     fn set_endpoint(&mut self, reason: Reason, next: Backoff, now: Instant) -> Option<Parked> {
+        // A late answer that asks for less, such as `Retry-After: 0`, does not let anybody back in early.
+        if self.endpoint.is_some_and(|(_, b)| next.until <= b.until) {
+            return None;
+        }
         let was_out = self.endpoint.is_some_and(|(was, b)| was == reason && now < b.until);
         self.endpoint = Some((reason, next));
         let span = next.until.saturating_duration_since(now);
@@ -255,5 +259,18 @@ mod tests {
         }
         assert!(cooldowns.models.len() <= MODELS_MAX);
         assert!(cooldowns.hold("m999", now + seconds(1000)).is_some());
+    }
+
+    /// A 503 with `Retry-After: 0` that arrived late put an endpoint back into service whose token had just been
+    /// refused.
+    #[test]
+    fn a_shorter_hold_does_not_end_a_longer_one() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        cooldowns.keep_out(KeepOut::EndpointParked, "m", now);
+        assert_eq!(cooldowns.keep_out(KeepOut::Endpoint(seconds(0)), "m", now), None);
+        let hold = cooldowns.hold("m", now + seconds(59)).expect("still out");
+        assert_eq!(hold.reason, Reason::Rejected);
+        assert!(cooldowns.keep_out(KeepOut::Endpoint(seconds(90)), "m", now).is_some());
+        assert!(cooldowns.hold("m", now + seconds(89)).is_some());
     }
 }

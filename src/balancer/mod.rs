@@ -330,7 +330,7 @@ impl<T> Balancer<T> {
         member.recent = member.recent(now) + 1.0;
         member.recent_at = now;
         Lease {
-            ticket: member.breaker.admit(),
+            ticket: Some(member.breaker.admit()),
             payload: Arc::clone(&member.endpoint.payload),
             model: ask.model.to_string(),
             session: ask.session,
@@ -453,7 +453,8 @@ pub struct Lease<T> {
     payload: Arc<T>,
     model: String,
     session: Option<Session>,
-    ticket: Ticket,
+    /// Until the breaker has it back.
+    ticket: Option<Ticket>,
     id: EndpointId,
     is_doubtful: bool,
 }
@@ -470,7 +471,7 @@ impl<T> Lease<T> {
     }
 
     /// Gives the slot back and tells how it went. Returns what changed for the log.
-    pub fn finish(self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
+    pub fn finish(mut self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
         let blame = outcome.blame();
         let mut inner = self.balancer.inner.lock();
         let settings = inner.settings.breaker;
@@ -478,11 +479,13 @@ impl<T> Lease<T> {
         let others =
             inner.members.iter().filter(|m| m.id != self.id && m.endpoint.serves(&self.model)).count();
         let keep_out = blame.keep_out.filter(|what| *what != KeepOut::ModelLong || others > 0);
-        let Some(member) = inner.member(self.id) else { return Vec::new() };
+        let (Some(member), Some(ticket)) = (inner.member(self.id), self.ticket.take()) else {
+            return Vec::new();
+        };
         member.errors += u64::from(blame.is_error);
         let (mut notices, mut used) = (Vec::new(), None);
         let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
-        if let Some(change) = member.breaker.settle(self.ticket, blame.verdict, now, settings) {
+        if let Some(change) = member.breaker.settle(ticket, blame.verdict, now, settings) {
             notice(Change::Breaker(change));
         }
         if let Some(parked) = keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now)) {
@@ -512,6 +515,9 @@ impl<T> Drop for Lease<T> {
         inner.doubtful_retries -= usize::from(self.is_doubtful);
         if let Some(member) = inner.member(self.id) {
             member.active -= 1;
+            if let Some(ticket) = self.ticket {
+                member.breaker.release(ticket);
+            }
         }
     }
 }

@@ -59,6 +59,26 @@ fn a_slot_is_given_back_however_the_lease_ends() {
     assert_eq!((view.active_requests, view.total_requests, view.total_errors), (0, 3, 0));
 }
 
+/// A trial that panicked was never taken off the breaker's count: with another endpoint at hand no second trial was
+/// allowed, and the endpoint stayed out for good.
+#[test]
+fn a_trial_that_tells_nothing_makes_room_for_the_next() {
+    let start = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], start);
+    let away_from_b = ids([1]);
+    let ask_a = Ask { model: "m", tried: &away_from_b, session: None };
+    for _ in 0..2 {
+        balancer.pick(ask_a, start).unwrap().finish(&Outcome::ConnectFailed, start);
+    }
+    let later = start + Duration::from_secs(61);
+    let picked = |now| (0..2).map(|_| balancer.pick(ask("m"), now).unwrap()).collect::<Vec<_>>();
+    for round in 0..3 {
+        let both = picked(later);
+        assert!(both.iter().any(|lease| number(lease) == 0), "no trial in round {round}");
+        drop(both);
+    }
+}
+
 #[test]
 fn max_concurrent_weight_zero_and_models_limit_who_is_asked() {
     let now = crate::env::now();

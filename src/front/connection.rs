@@ -162,6 +162,11 @@ impl Connection {
         receive(&self.socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
     }
 
+    /// Waits for a byte to arrive, as long as any read on this socket may wait.
+    pub(super) fn wait_for_input(&self) {
+        let _ = receive(&self.socket, &mut [0], RecvFlags::PEEK);
+    }
+
     /// Takes and forgets up to `buffer.len()` bytes that have arrived.
     pub(super) fn discard(&self, buffer: &mut [u8]) -> io::Result<usize> {
         receive(&self.socket, buffer, RecvFlags::DONTWAIT)

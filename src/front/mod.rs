@@ -183,7 +183,6 @@ struct Job {
     head: Box<Head>,
     route: Route,
     received_at: Instant,
-    closes: bool,
     /// The body, once it was read apart from the worker.
     read: Option<reader::Read>,
 }
@@ -215,8 +214,8 @@ impl Shared {
                 Err(failed) => return reader::give_up(self, job, failed),
             },
         };
-        let Job { connection, head, route, received_at, closes, .. } = job;
-        let closes = closes || !head.keep_alive() || self.is_draining();
+        let Job { connection, head, route, received_at, .. } = job;
+        let closes = read.closes || !head.keep_alive() || self.is_draining();
         let client = Rc::new(ClientSocket::new(&connection));
         let peer = connection.peer();
         let exchange = Exchange { head, body: read.body, client, peer, route, received_at, closes };
@@ -232,6 +231,18 @@ impl Shared {
         drop(read.writer);
         if keep {
             self.watcher.park(connection, env::now() + self.settings.keep_alive);
+        } else if ending == Ending::Whole {
+            self.end(connection);
+        } else {
+            connection.close();
+        }
+    }
+
+    /// Ends a connection whose last answer was whole. Closed on bytes that nobody read, it would end with a reset,
+    /// which can destroy the answer on its way.
+    fn end(&self, connection: Connection) {
+        if connection.available() > 0 {
+            self.watcher.linger(connection, false);
         } else {
             connection.close();
         }

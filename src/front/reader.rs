@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tiny_http::Request;
 
+use super::watcher::whole_length;
 use super::{Job, Settings, Shared};
 use crate::env;
 use crate::http::answer::Refusal;
@@ -19,23 +20,32 @@ const RATE_MIN: u64 = 1024;
 /// ...but not before it had this long.
 const RATE_GRACE: Duration = Duration::from_secs(5);
 
+/// tiny_http (fork 0.12.17) fills a buffer of this size whenever less is asked for, and reads bodies up to this size
+/// before it hands the request out.
+pub(super) const READ_AHEAD: usize = 1024;
+
 /// A body, and the end of the request that tiny_http waits for before it reads the next one.
 pub(super) struct Read {
     pub(super) body: Vec<u8>,
     /// Never written to: answers go through our own handle. Dropped when the answer is out.
     pub(super) writer: Box<dyn Write + Send>,
+    /// The answer to this one ends the connection: there may be more behind it, in tiny_http's buffer.
+    pub(super) closes: bool,
 }
 
 /// Why there is no body.
 pub(super) enum Failed {
     /// The client is told why.
     Refused(Refusal, Box<Request>),
-    /// The client has left, or tiny_http has refused the head after all and answered itself.
+    /// tiny_http has refused the head after all, or the client has reset the connection.
     Lost,
 }
 
 /// Pulls the request from tiny_http and reads its body.
 pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
+    // tiny_http reads ahead, and what it takes of a next request is never seen by the watcher. So this is asked just
+    // before it reads the head, and again before it reads the end of the body.
+    let mut closes = whole_length(&job.head).is_none_or(|whole| job.connection.available() > whole);
     let mut request = job.connection.next_request().ok_or(Failed::Lost)?;
     let limits = Limits {
         framing: job.head.framing(),
@@ -44,8 +54,14 @@ pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
         longest: settings.body,
     };
     let connection = &job.connection;
-    match read_body(request.as_reader(), limits, &env::now, &|| connection.is_gone()) {
-        Ok(body) => Ok(Read { body, writer: request.into_writer() }),
+    let mut at_end = |left: u64| {
+        if !closes {
+            connection.wait_for_input();
+            closes = connection.available() > left;
+        }
+    };
+    match read_body(request.as_reader(), limits, &env::now, &|| connection.is_gone(), &mut at_end) {
+        Ok(body) => Ok(Read { body, writer: request.into_writer(), closes }),
         Err(refusal) => Err(Failed::Refused(refusal, Box::new(request))),
     }
 }
@@ -64,7 +80,11 @@ pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
 /// Answers a request whose body could not be read, without reading the rest of it.
 pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
     let Job { connection, head, .. } = job;
-    let Failed::Refused(refusal, request) = failed else { return connection.close() };
+    let Failed::Refused(refusal, request) = failed else {
+        // What tiny_http says to that is not in our words, and stays in its buffer.
+        let refusal = Refusal::new(400, "the request cannot be read");
+        return shared.refuse(connection, refusal, Some(&head));
+    };
     let answer = shared.service.refuse(refusal, Some(&head), connection.peer());
     connection.send_now(&answer.to_bytes(false, true));
     // tiny_http drains an unread body when the request is dropped; after this it finds no more than has arrived.
@@ -86,6 +106,7 @@ fn read_body(
     limits: Limits,
     clock: &dyn Fn() -> Instant,
     is_gone: &dyn Fn() -> bool,
+    at_end: &mut dyn FnMut(u64),
 ) -> Result<Vec<u8>, Refusal> {
     let too_large = |bytes| Refusal::too_large(bytes, limits.bytes_max);
     let (mut body, expected) = match limits.framing {
@@ -104,6 +125,10 @@ fn read_body(
                 return Err(too_large(None));
             }
             body.resize(larger, 0);
+        }
+        // Shorter bodies have been read with the head.
+        if let Some(expected) = expected.filter(|&bytes| bytes > READ_AHEAD && bytes - filled < READ_AHEAD) {
+            at_end((expected - filled) as u64);
         }
         match reader.read(&mut body[filled..]) {
             Ok(0) => match expected {
@@ -162,7 +187,7 @@ mod tests {
         let limits =
             Limits { framing, bytes_max: most, started: time.get(), longest: Duration::from_secs(60) };
         let mut reader = Slow { left, step, time: &time };
-        let read = read_body(&mut reader, limits, &|| time.get(), &|| false);
+        let read = read_body(&mut reader, limits, &|| time.get(), &|| false, &mut |_| {});
         read.map(|body| body.len()).map_err(|refusal| refusal.status)
     }
 

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use polling::{Events, PollMode, Poller};
 
 use super::connection::Connection;
+use super::reader::READ_AHEAD;
 use super::{Job, Settings, Shared};
 use crate::env;
 use crate::http::answer::Refusal;
@@ -26,8 +27,6 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const FIRST_LOOK: usize = 4 * 1024;
 /// Requests up to this size, head and body, are waited for in the kernel's buffer; larger ones are read by a thread.
 const WAITED_FOR: u64 = 16 * 1024;
-/// tiny_http reads bodies up to this size before it hands the request out, so they must have arrived before it looks.
-const READ_BY_TINY_HTTP: u64 = 1024;
 /// How soon a request that is still unfinished may be looked at again.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
 /// How often unfinished requests are looked at again.
@@ -245,13 +244,12 @@ impl Watch<'_> {
         let available = connection.available();
         let whole = whole_length(&head);
         let has_arrived = whole.is_some_and(|bytes| bytes <= available);
-        // With more behind it, the answer to this one ends the connection: tiny_http may swallow the next head.
-        let closes = whole.is_none_or(|bytes| bytes < available);
-        let is_small = |bytes: u64| bytes <= WAITED_FOR.max(head.len() as u64 + READ_BY_TINY_HTTP);
+        // What tiny_http reads of itself must have arrived before it looks, however long the head is.
+        let is_small = |bytes: u64| bytes <= WAITED_FOR.max((head.len() + READ_AHEAD) as u64);
         if whole.is_some_and(is_small) && !has_arrived {
             return self.wait_for_small_body(connection, &head, until, available, now);
         }
-        let job = Job { connection, head, route, received_at: now, closes, read: None };
+        let job = Job { connection, head, route, received_at: now, read: None };
         let taken = if has_arrived { self.shared.enqueue(job) } else { self.shared.enqueue_unread(job) };
         if let Err(job) = taken {
             let refusal = Refusal::overloaded("every worker is busy and the queue is full");
@@ -313,7 +311,7 @@ impl Watch<'_> {
 }
 
 /// The length of head and body together, if it is known.
-fn whole_length(head: &Head) -> Option<u64> {
+pub(super) fn whole_length(head: &Head) -> Option<u64> {
     let body = match head.framing() {
         Framing::None => 0,
         Framing::Length(bytes) => bytes,
@@ -352,16 +350,16 @@ impl Shared {
 
     /// Answers a request that got no worker, whether its body was read or not.
     pub(super) fn turn_away(&self, job: Job, refusal: Refusal) {
-        let Job { connection, head, read, closes, .. } = job;
+        let Job { connection, head, read, .. } = job;
         let Some(read) = read else { return self.refuse(connection, refusal, Some(&head)) };
         let answer = self.service.refuse(refusal, Some(&head), connection.peer());
-        let closes = closes || !head.keep_alive() || self.is_draining();
+        let closes = read.closes || !head.keep_alive() || self.is_draining();
         let was_sent = connection.send_now(&answer.to_bytes(false, closes));
         drop(read.writer);
-        if was_sent && !closes {
-            self.watcher.park(connection, env::now() + self.settings.keep_alive);
-        } else {
-            connection.close();
+        match (was_sent, closes) {
+            (true, false) => self.watcher.park(connection, env::now() + self.settings.keep_alive),
+            (true, true) => self.end(connection),
+            (false, _) => connection.close(),
         }
     }
 }

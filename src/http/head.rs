@@ -178,6 +178,9 @@ fn complete(bytes: &[u8], parsed: &httparse::Request<'_, '_>) -> Verdict {
         if !header.value.is_ascii() {
             return refuse(400, format!("the header {} has a byte that is not ASCII", header.name));
         }
+        if !is_readable(header.name, header.value) {
+            return refuse(400, format!("the header {} has a character that is not taken here", header.name));
+        }
         if let Err(refusal) = told.hear(header.name, header.value) {
             return Verdict::Refuse(refusal);
         }
@@ -198,6 +201,12 @@ fn complete(bytes: &[u8], parsed: &httparse::Request<'_, '_>) -> Verdict {
         expects_continue: told.expects_continue,
         keep_alive: told.keep_alive(minor),
     }))
+}
+
+/// tiny_http (fork 0.12.17) takes fewer characters in names than RFC 9110, and no tab within a value. It would close
+/// the connection without a word.
+fn is_readable(name: &str, value: &[u8]) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') && !value.contains(&b'\t')
 }
 
 /// What the headers say about the message itself (RFC 9112 section 6).
@@ -256,10 +265,10 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// tiny_http looks for `close` and `upgrade` anywhere in the value; we follow it, so that both agree.
+    /// tiny_http looks for `close` and `upgrade` anywhere in the value; we follow it, so that both agree. A client of
+    /// HTTP/1.0 that asks for more waits for a `Connection: keep-alive` of ours, or else for the end: it gets the end.
     fn keep_alive(&self, minor: u8) -> bool {
-        let ends = self.says("close") || self.says("upgrade");
-        !ends && (minor == 1 || self.says("keep-alive"))
+        minor == 1 && !self.says("close") && !self.says("upgrade")
     }
 
     fn says(&self, word: &str) -> bool {
@@ -337,7 +346,7 @@ mod tests {
             ("1.1", "Connection: Keep-Alive\r\nConnection: Close\r\n", false),
             ("1.1", "Connection: Upgrade, HTTP2-Settings\r\n", false),
             ("1.0", "", false),
-            ("1.0", "Connection: keep-alive\r\n", true),
+            ("1.0", "Connection: keep-alive\r\n", false),
         ] {
             let head = head(&format!("GET / HTTP/{version}\r\n{connection}\r\n"));
             assert_eq!(head.keep_alive(), kept, "{version} {connection:?}");
@@ -362,6 +371,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nX: ünï\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nX: a\tb\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nX.Y: a\r\n\r\n", 400),
             ("GET /ü HTTP/1.1\r\n\r\n", 400),
             ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
             ("POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\n", 400),

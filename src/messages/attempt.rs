@@ -97,6 +97,10 @@ impl Attempt<'_> {
                 let shown = format!("no token for {} (the proxy's log says why)", workspace.name);
                 failed(Failure::local(502, &shown), Outcome::NoCredential, error.message)
             }
+            SendErrorKind::Request => {
+                let why = format!("the request cannot be sent on: {}", error.message);
+                failed(Failure::local(400, &why), Outcome::Local, why)
+            }
             SendErrorKind::NoAnswer => {
                 let why = format!("no valid answer from {named}");
                 failed(Failure::local(502, &why), Outcome::NoAnswer, why)

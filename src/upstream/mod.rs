@@ -113,6 +113,8 @@ pub struct SendError {
 pub enum SendErrorKind {
     /// No token to send: the file cannot be read, or OAuth failed.
     Credential,
+    /// The client's query or headers cannot be sent to anybody.
+    Request,
     /// No connection.
     Connect,
     /// The connection ended or brought garbage before a status.
@@ -178,9 +180,10 @@ impl Workspace {
         wait: &Rc<dyn Wait>,
         fresh_only: bool,
     ) -> Result<(Secret, Result<ureq::http::Response<ureq::Body>, Error>, wait::Trace), SendError> {
-        let refused = |message| SendError { kind: SendErrorKind::Credential, message };
-        let token = self.credential.token().map_err(refused)?;
-        let request = self.request(outgoing, &token).map_err(refused)?;
+        let refused = |kind| move |message| SendError { kind, message };
+        let token = self.credential.token().map_err(refused(SendErrorKind::Credential))?;
+        let bearer = bearer(&token).map_err(refused(SendErrorKind::Credential))?;
+        let request = self.request(outgoing, bearer).map_err(refused(SendErrorKind::Request))?;
         let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
         let head_bytes = headers.sum::<usize>() + self.url.len() + outgoing.query.map_or(0, str::len);
         let trace = wait::Trace { fresh_only, head_bytes, ..wait::Trace::default() };
@@ -188,13 +191,14 @@ impl Workspace {
         Ok((token, result, trace))
     }
 
-    fn request<'a>(&self, outgoing: &Outgoing<'a>, token: &Secret) -> Result<Request<&'a [u8]>, String> {
+    fn request<'a>(&self, outgoing: &Outgoing<'a>, bearer: HeaderValue) -> Result<Request<&'a [u8]>, String> {
         let uri = match outgoing.query {
             Some(query) => format!("{}?{query}", self.url),
             None => self.url.clone(),
         };
         let mut request = Request::builder().method(Method::POST).uri(uri);
-        let headers = request.headers_mut().ok_or("the query cannot stand in a URL")?;
+        let headers =
+            request.headers_mut().ok_or("the query has a character that must be percent-encoded")?;
         headers.reserve(outgoing.headers.len() + self.headers.len() + 2);
         for (name, value) in outgoing.headers {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
@@ -204,12 +208,16 @@ impl Workspace {
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
         }
-        let bearer = format!("Bearer {}", token.expose());
-        let mut bearer = HeaderValue::from_str(&bearer).map_err(|error| error.to_string())?;
-        bearer.set_sensitive(true);
         headers.insert(AUTHORIZATION, bearer);
         request.body(outgoing.body).map_err(|error| error.to_string())
     }
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+        .map_err(|_| "the token has a character that cannot stand in a header".to_string())?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {
