@@ -28,7 +28,7 @@ pub enum Command {
     Demo {
         /// End after the requests instead of staying up.
         once: bool,
-        /// The port to listen on; any free one if not given.
+        /// The port to listen on; if not given, 8000 or any free one.
         port: Option<u16>,
     },
     /// Ask a running proxy for its health.
@@ -60,7 +60,7 @@ Options:
 
 Options of demo:
       --once          end after its requests instead of staying up
-      --port N        listen on this port instead of any free one
+      --port N        listen on this port; else on 8000, or on any free one
 
 Options of health:
       --url URL       where the proxy is; else the configuration says it

@@ -17,7 +17,8 @@ pub fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Waits. Only for the pause before the sole endpoint is asked again, and for accepting after a shortage.
+/// Waits. Only for the pause before the sole endpoint is asked again, for accepting after a shortage, and for the
+/// pace of the demo's workspaces.
 pub fn sleep(pause: Duration) {
     std::thread::sleep(pause);
 }
