@@ -41,9 +41,9 @@ pub fn run(once: bool, port: Option<u16>) -> Result<(), String> {
     let config = |port| configuration(&workspaces, port);
     logging::init(&config(0)?.logging);
     let server = match port {
-        Some(port) => Server::start(&config(port)?).map_err(|why| not_started(port, why))?,
+        Some(port) => Server::start(&config(port)?, None).map_err(|why| not_started(port, why))?,
         // Another program, or another demo, may have it; that is no reason to fail.
-        None => Server::start(&config(PORT_WISHED)?).or_else(|_| Server::start(&config(0)?))?,
+        None => Server::start(&config(PORT_WISHED)?, None).or_else(|_| Server::start(&config(0)?, None))?,
     };
     let is_ending = Arc::new(AtomicBool::new(false));
     let tour = Tour { address: server.address(), script, is_ending: Arc::clone(&is_ending) };
@@ -77,7 +77,7 @@ fn stay(
         invite(&mut show, tour.address);
     });
     guide.map_err(|error| format!("demo: cannot start a thread: {error}"))?;
-    let is_clean = server.run_until_signal(config.server.drain_timeout)?;
+    let is_clean = server.run_until_signal(config.server.drain_timeout);
     let mut show = Show::on_stdout();
     show.line(if is_clean { "\nStopped." } else { "\nStopped; a running answer was cut off." });
     Ok(())
