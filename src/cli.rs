@@ -31,6 +31,11 @@ pub enum Command {
         /// The port to listen on; if not given, 8000 or any free one.
         port: Option<u16>,
     },
+    /// Write a commented configuration file.
+    Init {
+        /// The value of `--config`.
+        config: Option<PathBuf>,
+    },
     /// Ask a running proxy for its health.
     Health {
         /// The configuration that says where it listens.
@@ -47,6 +52,7 @@ claude-lb spreads Claude Code over several Databricks workspaces.
 Usage:
   claude-lb [--config FILE]             run the proxy
   claude-lb [--config FILE] --check     check the configuration and print it
+  claude-lb [--config FILE] init        write a commented configuration
   claude-lb demo [--once] [--port N]    show it with built-in workspaces
   claude-lb health [--url URL]          ask a running proxy whether it is well
 
@@ -126,8 +132,8 @@ pub fn config_path(flag: Option<PathBuf>, env: &dyn Fn(&str) -> Option<String>) 
     flag.or_else(named).unwrap_or_else(|| PathBuf::from("config.yaml"))
 }
 
-/// The commands. `init` and `top` have their place here, in [`Typed::command`], and in [`HELP`].
-const COMMANDS: &[&str] = &["demo", "health"];
+/// The commands. `top` has its place here, in [`Typed::command`], and in [`HELP`].
+const COMMANDS: &[&str] = &["init", "demo", "health"];
 const OPTIONS: &[&str] = &["--config", "--check", "--version", "--help", "--once", "--port", "--url"];
 
 /// The arguments as typed.
@@ -146,7 +152,7 @@ impl Typed {
     fn command(self) -> Result<Command, String> {
         let command = self.command.as_deref().unwrap_or("");
         let given = [
-            (self.config.is_some(), "--config", &["", "health"][..]),
+            (self.config.is_some(), "--config", &["", "init", "health"][..]),
             (self.check, "--check", &[""]),
             (self.once, "--once", &["demo"]),
             (self.port.is_some(), "--port", &["demo"]),
@@ -161,6 +167,7 @@ impl Typed {
             return Err("--url and --config both say where the proxy is (give one)".to_owned());
         }
         Ok(match command {
+            "init" => Command::Init { config: self.config },
             "demo" => Command::Demo { once: self.once, port: self.port },
             "health" => Command::Health { config: self.config, url: self.url },
             _ if self.check => Command::Check { config: self.config },

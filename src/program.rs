@@ -29,6 +29,7 @@ pub fn run() -> ExitCode {
             let file = cli::config_path(config.clone(), &|name| std::env::var(name).ok());
             with_config(config.as_deref(), |config| serve(config, file))
         }
+        Command::Init { config } => exit(init(&cli::config_path(config, &|name| std::env::var(name).ok()))),
         Command::Health { config, url } => match url {
             Some(url) => exit(health::ask(&url)),
             None => with_config(config.as_deref(), |config| exit(health::ask(&health::url_of(config)))),
@@ -43,6 +44,27 @@ fn serve(config: &Config, file: PathBuf) -> ExitCode {
         server.announce(config);
         server.run_until_signal(config.server.drain_timeout);
     }))
+}
+
+/// Writes the commented example where a configuration is looked for. Never over a file that is there.
+fn init(path: &Path) -> Result<(), String> {
+    const EXAMPLE: &str = include_str!("../config.yaml.example");
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            format!(
+                "{} is there already and was not touched (give another name with --config)",
+                path.display()
+            )
+        }
+        _ => format!("cannot write {}: {error}", path.display()),
+    };
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).map_err(failed)?;
+    file.write_all(EXAMPLE.as_bytes()).map_err(failed)?;
+    print(&format!(
+        "Wrote {0}. Name your workspaces in it, set the variables it reads, then:\n  claude-lb --config {0} --check\n",
+        path.display()
+    ));
+    Ok(())
 }
 
 fn with_config(path: Option<&Path>, run: impl FnOnce(&Config) -> ExitCode) -> ExitCode {

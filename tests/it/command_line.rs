@@ -278,3 +278,25 @@ fn a_second_signal_ends_it_at_once() {
     proxy.running.wait();
     assert!(watch.elapsed() < Duration::from_secs(10), "{:?}", watch.elapsed());
 }
+
+#[test]
+fn init_writes_a_configuration_that_works_and_never_overwrites() {
+    let folder = Folder::new();
+    let init = || {
+        let mut command = program();
+        command.arg("init").current_dir(folder.path());
+        run(command)
+    };
+    let written = init();
+    assert_eq!(written.code, Some(0), "{}", written.err);
+    let mut check = program();
+    check.arg("--check").current_dir(folder.path());
+    check.envs([("CLAUDE_LB_KEY", "k"), ("DATABRICKS_TOKEN_1", "t1"), ("DATABRICKS_TOKEN_2", "t2")]);
+    let checked = run(check);
+    assert_eq!(checked.code, Some(0), "{}", checked.err);
+    folder.write("config.yaml", "mine");
+    let again = init();
+    assert_eq!(again.code, Some(1));
+    assert!(again.err.contains("not touched"), "{}", again.err);
+    assert_eq!(std::fs::read_to_string(folder.path().join("config.yaml")).unwrap(), "mine");
+}
