@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::config::Config;
 use crate::logging;
@@ -35,6 +36,9 @@ const PORT_WISHED: u16 = 8000;
 /// Shows the proxy with embedded workspaces. With `once` it ends after its requests, and an error says which of them
 /// went wrong; else it stays up until a signal.
 pub fn run(once: bool, port: Option<u16>) -> Result<(), String> {
+    let is_ending = Arc::new(AtomicBool::new(false));
+    // Before the server takes the signals over, so that none falls between the two.
+    hear_signals(once, &is_ending).map_err(|error| format!("demo: cannot wait for signals: {error}"))?;
     let script = Arc::new(Script::default());
     let workspaces = workspace::start_all(&script)
         .map_err(|error| format!("demo: cannot start a fake workspace on 127.0.0.1: {error}"))?;
@@ -45,11 +49,23 @@ pub fn run(once: bool, port: Option<u16>) -> Result<(), String> {
         // Another program, or another demo, may have it; that is no reason to fail.
         None => Server::start(&config(PORT_WISHED)?, None).or_else(|_| Server::start(&config(0)?, None))?,
     };
-    let is_ending = Arc::new(AtomicBool::new(false));
     let tour = Tour { address: server.address(), script, is_ending: Arc::clone(&is_ending) };
     let mut show = Show::on_stdout();
     introduce(&mut show, &workspaces, server.address());
-    if once { tour.run(&mut show) } else { stay(tour, show, &server, &config(0)?, is_ending) }
+    if once { tour.run(&mut show) } else { stay(tour, show, &server, &config(0)?, &is_ending) }
+}
+
+/// With `once` a signal ends the process as usual, for a script must see that its command was interrupted; the server
+/// alone would keep the signal for its drain. Else the tour is told, and the server drains.
+fn hear_signals(once: bool, is_ending: &Arc<AtomicBool>) -> std::io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        if once {
+            flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true)))?;
+        } else {
+            flag::register(signal, Arc::clone(is_ending))?;
+        }
+    }
+    Ok(())
 }
 
 /// The tour runs beside the wait for signals, so that Ctrl-C is heard from its first word on.
@@ -58,13 +74,12 @@ fn stay(
     mut show: Show,
     server: &Server,
     config: &Config,
-    is_ending: Arc<AtomicBool>,
+    is_ending: &Arc<AtomicBool>,
 ) -> Result<(), String> {
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&is_ending))
-            .map_err(|error| format!("demo: cannot wait for signals: {error}"))?;
+    if is_ending.load(Ordering::SeqCst) {
+        return Ok(());
     }
-    let told = Arc::clone(&is_ending);
+    let told = Arc::clone(is_ending);
     let guide = std::thread::Builder::new().name("tour".into()).spawn(move || {
         let went = tour.run(&mut show);
         // Requests that met a closed port are what the person asked for.
