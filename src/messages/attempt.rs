@@ -63,7 +63,12 @@ impl Attempt<'_> {
         };
         let marks = Marks { request_id: self.id, endpoint: &workspace.name, attempts: self.made };
         let content_type = incoming.header("content-type").unwrap_or_default().to_ascii_lowercase();
-        if !(200..300).contains(&incoming.status) {
+        if incoming.status < 200 {
+            // 101 would take the client's connection out of HTTP.
+            let why = format!("{} answered {}, which nobody asked for", workspace.name, incoming.status);
+            return failed(Failure::local(502, &why), Outcome::NoAnswer, why);
+        }
+        if incoming.status >= 300 {
             return self.refused(incoming, workspace);
         }
         if content_type.starts_with("text/event-stream") {

@@ -202,6 +202,14 @@ fn a_login_page_with_status_200_counts_and_moves_on() {
     check(&row(page, true, true, Sees::Error(502, "api_error")));
 }
 
+/// The client saw the 101 as it was, and would have waited for the answer behind it.
+#[test]
+fn a_switch_of_protocols_counts_and_moves_on() {
+    let switching =
+        Reply::garbage("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+    check(&row(switching, true, true, Sees::Error(502, "api_error")));
+}
+
 #[test]
 fn silence_before_the_first_byte_counts_and_moves_on() {
     check(&row(Reply::silence(), true, true, Sees::Error(504, "timeout_error")));
