@@ -5,7 +5,7 @@
 
 use std::io::Read;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::heads::{self, Length, Marks};
 use super::prepare::Prepared;
@@ -24,6 +24,9 @@ use crate::upstream::{Abort, Incoming, SendError, SendErrorKind, Wait, Workspace
 
 /// The largest error body that is read.
 const ERROR_BYTES_MAX: usize = 256 * 1024;
+/// The longest silence within an error body. What it means is mostly told by the status, and others may be waiting to
+/// serve the request.
+const ERROR_BODY_IDLE: Duration = Duration::from_secs(2);
 /// How much of a stream is taken at once. Events are small; this is one per stream in flight.
 const STREAM_BUFFER_BYTES: usize = 8 * 1024;
 
@@ -135,8 +138,9 @@ impl Attempt<'_> {
         let token = incoming.token().clone();
         let mut body = Vec::new();
         let mut reader = incoming.into_body();
-        let gathered =
-            gather(&mut reader, self.downstream, self.messages.limits, &env::now, ERROR_BYTES_MAX, &mut body);
+        let idle = self.messages.limits.idle.min(ERROR_BODY_IDLE);
+        let limits = Limits { idle, ..self.messages.limits };
+        let gathered = gather(&mut reader, self.downstream, limits, &env::now, ERROR_BYTES_MAX, &mut body);
         if gathered == crate::relay::body::Gathered::ClientGone {
             return self.client_gone();
         }

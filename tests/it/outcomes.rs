@@ -210,6 +210,13 @@ fn a_switch_of_protocols_counts_and_moves_on() {
     check(&row(switching, true, true, Sees::Error(502, "api_error")));
 }
 
+/// The next workspace was asked only after `idle`, five minutes: the status alone had said enough.
+#[test]
+fn an_error_body_that_stalls_does_not_hold_the_request_up() {
+    let stalled = Reply::json(503, b"{").declaring(100).stall();
+    check(&row(stalled, true, true, Sees::Error(503, "api_error")));
+}
+
 #[test]
 fn silence_before_the_first_byte_counts_and_moves_on() {
     check(&row(Reply::silence(), true, true, Sees::Error(504, "timeout_error")));
