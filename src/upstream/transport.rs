@@ -96,7 +96,7 @@ impl TcpConnector {
         socket2::SockRef::from(&stream).set_keepalive(true)?;
         stream.set_read_timeout(Some(self.tick))?;
         stream.set_write_timeout(Some(self.tick))?;
-        Ok(TcpTransport { stream, buffers: SmallBuffers::default() })
+        Ok(TcpTransport { stream, buffers: SmallBuffers::default(), refuses: None })
     }
 }
 
@@ -104,22 +104,31 @@ impl TcpConnector {
 pub(super) struct TcpTransport {
     stream: TcpStream,
     buffers: SmallBuffers,
+    /// The workspace takes no more of the request. It may have answered all the same.
+    refuses: Option<io::Error>,
 }
 
 impl TcpTransport {
-    /// Sends what was gathered.
+    /// Sends what was gathered. A workspace that answers before it has read everything, with a 429 or a 413, and closes
+    /// lets our sending fail, but its answer lies in the kernel and is what counts. So the failure only shows when
+    /// nothing can be read either.
     fn flush(&mut self) -> Result<(), Error> {
         let mut rest = 0..self.buffers.gathered;
-        while !rest.is_empty() {
+        while !rest.is_empty() && self.refuses.is_none() {
             match (&self.stream).write(&self.buffers.output[rest.clone()]) {
                 Ok(0) => return Err(Error::Io(io::ErrorKind::WriteZero.into())),
                 Ok(sent) => rest.start += sent,
+                Err(error) if is_closed(&error) => self.refuses = Some(error),
                 Err(error) => tick_or(error)?,
             }
         }
         self.buffers.gathered = 0;
         Ok(())
     }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// After an interrupted or timed-out call: goes on, or ends with the reason to give up.
@@ -152,6 +161,9 @@ impl Transport for TcpTransport {
         loop {
             match (&self.stream).read(self.buffers.input_append_buf()) {
                 Ok(amount) => {
+                    if let Some(error) = self.refuses.take_if(|_| amount == 0) {
+                        return Err(Error::Io(error));
+                    }
                     self.buffers.input_appended(amount);
                     if amount > 0 {
                         wait::note(|trace| trace.received = true);

@@ -1,5 +1,7 @@
 //! How often, how soon and whom: the attempts of one request, and the pooled connection that went stale.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -179,4 +181,36 @@ fn a_storm_of_failures_is_not_doubled() {
         retries.open();
     });
     proxy.wait_idle();
+}
+
+/// A gateway that limits its clients answers before it has read everything, and closes. Our sending failed, the
+/// answer that lay ready was never looked at, and the client saw a 502 that also counted for the breaker.
+#[test]
+fn an_answer_before_the_end_of_the_request_is_heard() {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let listener = listener.expect("a descriptor for one more socket");
+    listener.set_recv_buffer_size(4096).expect("a small buffer, so that sending has to wait");
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free loopback port");
+    listener.listen(16).expect("a bound socket can listen");
+    let listener = TcpListener::from(listener);
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let hasty = std::thread::spawn(move || {
+        for mut socket in listener.incoming().map_while(Result::ok).take(8) {
+            let body = fixtures::error_body("anthropic-400.json");
+            let head = format!("HTTP/1.1 400 Early\r\ncontent-length: {}\r\n\r\n", body.len());
+            socket.read_exact(&mut [0; 100]).expect("the beginning of a request");
+            socket.write_all(&[head.as_bytes(), &body].concat()).expect("the proxy listens");
+        }
+    });
+    let proxy = Proxy::with(&[]).and_endpoint_at(address).start();
+    let long = "x".repeat(3_000_000);
+    let request = Request::post_message(format!(
+        r#"{{"model":"claude-sonnet-4-5","messages":[{{"role":"user","content":"{long}"}}],"max_tokens":1}}"#
+    ));
+    for _ in 0..8 {
+        let answer = proxy.ask(&request);
+        assert_eq!((answer.status(), answer.body), (400, fixtures::error_body("anthropic-400.json")));
+    }
+    assert_eq!(proxy.number("w1", "total_errors"), 0);
+    hasty.join().expect("the hasty workspace has answered everybody");
 }
