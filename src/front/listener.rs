@@ -60,9 +60,15 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
     let most = shared.settings.max_connections;
     let mut failures = 0u64;
     while !shared.is_draining() {
-        if shared.connections.len() >= most && !shared.watcher.evict_longest_idle() {
-            shared.connections.wait_for_room(most, READ_TICK);
-            continue;
+        if shared.connections.len() >= most {
+            // Nobody has to go for a client that does not come.
+            if !is_awaited(&listener) {
+                continue;
+            }
+            if !shared.watcher.make_room() {
+                shared.connections.wait_for_room(most, READ_TICK);
+                continue;
+            }
         }
         match accept(&listener, &plain, port, shared) {
             Ok(()) => {
@@ -81,12 +87,20 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
                 }
                 // An idle client is the cheapest source of descriptors.
                 if connection::is_shortage(&error) {
-                    shared.watcher.evict_longest_idle();
+                    shared.watcher.make_room();
                 }
                 env::sleep(PAUSE);
             }
         }
     }
+}
+
+/// Waits for a client, at most for a tick.
+fn is_awaited(listener: &Listener) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let Listener::Tcp(tcp) = listener else { return true };
+    let tick = Timespec::try_from(READ_TICK).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+    rustix::event::poll(&mut [PollFd::new(tcp, PollFlags::IN)], Some(&tick)).is_ok_and(|count| count > 0)
 }
 
 /// A wait that ended without a connection, or a client that left before it was accepted.

@@ -93,11 +93,25 @@ impl Watcher {
         }
     }
 
-    /// Closes the connection that has been idle for longest. False when none is idle.
-    pub(super) fn evict_longest_idle(&self) -> bool {
+    /// Closes the connection that is missed least: one that has its answer and merely lingers, else the one that has
+    /// been idle for longest. False when there is none.
+    pub(super) fn make_room(&self) -> bool {
+        let lingering = {
+            let mut lingering = self.lingering.lock();
+            if lingering.is_empty() { None } else { Some(lingering.remove(0)) }
+        };
+        if lingering.is_some() {
+            return true;
+        }
         let mut parked = self.parked.lock();
-        let longest = parked.iter().min_by_key(|(_, p)| p.since).map(|(&key, _)| key);
-        let evicted = longest.and_then(|key| parked.remove(&key));
+        let mut longest: Option<(Instant, usize)> = None;
+        for (&key, idle) in parked.iter() {
+            // One whose request has just arrived is idle no more.
+            if longest.is_none_or(|(since, _)| idle.since < since) && idle.connection.available() == 0 {
+                longest = Some((idle.since, key));
+            }
+        }
+        let evicted = longest.and_then(|(_, key)| parked.remove(&key));
         drop(parked);
         evicted.is_some()
     }

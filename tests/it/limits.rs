@@ -182,6 +182,23 @@ fn more_connections_than_allowed_harm_nobody_at_work() {
     }
 }
 
+/// As soon as the last place was taken the longest idle client had to go, although nobody was waiting.
+#[test]
+fn at_the_limit_nobody_goes_before_another_comes() {
+    let proxy = Proxy::with(&[&Upstream::start()]).set("server.max_connections", 4).start();
+    let mut clients: Vec<Client> = (0..4).map(|_| proxy.connect()).collect();
+    for _ in 0..3 {
+        for client in &mut clients {
+            assert_eq!(client.ask(&Request::get("/health")).status(), 200);
+        }
+    }
+    let mut fifth = proxy.connect();
+    assert_eq!(fifth.ask(&Request::get("/health")).status(), 200, "an idle one makes room");
+    eventually("one of the idle to go", || clients.iter().any(Client::has_input).then_some(()));
+    let gone = clients.iter_mut().filter(|client| client.has_input());
+    assert_eq!(gone.map(Client::expect_closed).collect::<Vec<_>>(), [End::Closed]);
+}
+
 /// A shortage of descriptors ended accepting for good, and could even panic: the accept thread was gone and nobody
 /// was told.
 #[test]
