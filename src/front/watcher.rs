@@ -136,7 +136,9 @@ impl Watcher {
 /// A request of which not enough has arrived. Watched edge-triggered: each new piece is one event.
 struct Unfinished {
     connection: Connection,
-    /// When it must be whole.
+    /// When its head must be whole.
+    head_until: Instant,
+    /// When what is missing must be there: the rest of the head, or of the body.
     until: Instant,
     /// Bytes there when it was last looked at.
     available: u64,
@@ -202,7 +204,7 @@ impl Watch<'_> {
         if self.unfinished.get(&key).is_some_and(has_news)
             && let Some(unfinished) = self.unfinished.remove(&key)
         {
-            self.look(unfinished.connection, None, unfinished.until, now);
+            self.look(unfinished.connection, None, unfinished.head_until, now);
         }
     }
 
@@ -245,7 +247,16 @@ impl Watch<'_> {
                 self.shared.refuse(connection, refusal, None);
             }
             Verdict::Incomplete if connection.is_gone() => connection.close(),
-            Verdict::Incomplete => self.wait_for_more(connection, until, length as u64, now),
+            Verdict::Incomplete => {
+                let available = length as u64;
+                self.wait_for_more(Unfinished {
+                    connection,
+                    head_until: until,
+                    until,
+                    available,
+                    looked_at: now,
+                });
+            }
         }
     }
 
@@ -285,26 +296,24 @@ impl Watch<'_> {
             let refusal = Refusal::new(400, format!("the request body ended after {have} bytes"));
             return self.shared.refuse(connection, refusal, Some(head));
         }
+        // Both deadlines began with the first byte.
+        let settings = &self.shared.settings;
+        let (head_until, until) = (until, until - settings.head + settings.body);
         if now >= until {
             let refusal = Refusal::new(408, "the request body did not come in time");
             return self.shared.refuse(connection, refusal, Some(head));
         }
-        self.wait_for_more(connection, until, available, now);
+        self.wait_for_more(Unfinished { connection, head_until, until, available, looked_at: now });
     }
 
-    fn wait_for_more(&mut self, connection: Connection, until: Instant, available: u64, now: Instant) {
-        let key = connection.key();
+    fn wait_for_more(&mut self, unfinished: Unfinished) {
+        let connection = &unfinished.connection;
+        let (key, poller) = (connection.key(), &self.shared.watcher.poller);
         let interest = polling::Event::readable(key);
-        if self
-            .shared
-            .watcher
-            .poller
-            .modify_with_mode(&**connection.socket(), interest, PollMode::Edge)
-            .is_err()
-        {
-            return connection.close();
+        match poller.modify_with_mode(&**connection.socket(), interest, PollMode::Edge) {
+            Ok(()) => drop(self.unfinished.insert(key, unfinished)),
+            Err(_) => unfinished.connection.close(),
         }
-        self.unfinished.insert(key, Unfinished { connection, until, available, looked_at: now });
     }
 
     fn drain_lingering(&mut self, now: Instant) {

@@ -23,10 +23,11 @@ fn head_announcing(bytes: usize) -> Vec<u8> {
         .into_bytes()
 }
 
+/// Small bodies kept to the deadline of heads, and whatever `timeouts.body` said was not for them.
 #[test]
 fn a_body_that_stops_coming_is_given_up_at_its_deadline() {
     let upstream = Upstream::start();
-    let proxy = Proxy::with(&[&upstream]).set("timeouts.body", 0.3).start();
+    let proxy = Proxy::with(&[&upstream]).set("timeouts.body", 0.3).set("timeouts.head", 600).start();
     for announced in [200, 30_000] {
         let mut client = proxy.connect();
         client.send_bytes(&head_announcing(announced));
