@@ -69,16 +69,18 @@ impl Pools {
         }
     }
 
-    /// Jobs that are queued or running.
-    pub(super) fn busy(&self) -> usize {
-        let jobs = [&self.messages, &self.count, &self.quick].map(|lane| lane.jobs());
-        jobs.iter().sum::<usize>() + self.readers.jobs() + self.readers_without_key.jobs()
+    fn all(&self) -> [&Lane<Job>; 5] {
+        [&self.messages, &self.count, &self.quick, &self.readers, &self.readers_without_key]
     }
 
-    /// Requests that have waited for a worker for too long.
+    /// Jobs that are queued or running.
+    pub(super) fn busy(&self) -> usize {
+        self.all().iter().map(|lane| lane.jobs()).sum()
+    }
+
+    /// Requests that have waited for a worker, or for somebody to read their body, for too long.
     pub(super) fn overdue(&self, now: Instant) -> Vec<Job> {
-        let lanes = [&self.messages, &self.count, &self.quick];
-        lanes.iter().flat_map(|lane| lane.overdue(self.queue_timeout, now)).collect()
+        self.all().iter().flat_map(|lane| lane.overdue(self.queue_timeout, now)).collect()
     }
 }
 

@@ -141,6 +141,22 @@ fn waiting_longer_than_queue_timeout_is_a_529() {
     expect_unharmed(&proxy);
 }
 
+/// Behind sixteen slow uploads the seventeenth waited in a queue that nobody looked into, for as long as they took.
+#[test]
+fn waiting_for_a_reader_ends_at_queue_timeout_too() {
+    let proxy = Proxy::with(&[&Upstream::start()]).set("server.queue_timeout", 0.3).start();
+    let slow = || {
+        let mut client = proxy.connect();
+        let head = "POST /v1/messages/count_tokens HTTP/1.1\r\nHost: x\r\nContent-Length: 30000\r\n\r\n{";
+        client.send_bytes(head.as_bytes());
+        client
+    };
+    let held: Vec<Client> = (0..16).map(|_| slow()).collect();
+    slow().answer().error(529, "overloaded_error");
+    drop(held);
+    expect_unharmed(&proxy);
+}
+
 #[test]
 fn refusals_do_not_wait_for_a_worker() {
     let gate = Gate::closed();
