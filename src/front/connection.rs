@@ -34,7 +34,7 @@ struct Live {
 }
 
 /// A place in the registry, given back when the connection's descriptors are closed.
-struct Place {
+pub(super) struct Place {
     registry: Registry,
     inode: u64,
 }
@@ -73,7 +73,7 @@ impl Registry {
         let gone = || io::Error::new(io::ErrorKind::ConnectionAborted, "the client has left");
         let (socket, peer, inode) = self.find(port, hint)?.ok_or_else(gone)?;
         self.0.inodes.lock().insert(inode);
-        let place = Place { registry: self.clone(), inode };
+        let place = Arc::new(Place { registry: self.clone(), inode });
         let (socket, poller) = (Arc::new(socket), Arc::clone(poller));
         // SAFETY: `Connection::drop` takes the socket out of the poller before its last descriptor is closed.
         unsafe { poller.add(&*socket, polling::Event::none(place.inode as usize)) }?;
@@ -133,7 +133,7 @@ pub(super) struct Connection {
     socket: Arc<TcpStream>,
     poller: Arc<Poller>,
     peer: SocketAddr,
-    place: Place,
+    place: Arc<Place>,
 }
 
 impl Connection {
@@ -145,6 +145,11 @@ impl Connection {
     /// Its number for the poller, unique among live connections.
     pub(super) fn key(&self) -> usize {
         self.place.inode as usize
+    }
+
+    /// Its place, to be held by whoever may hold the handle for longer than the connection lives.
+    pub(super) fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.place)
     }
 
     /// Our handle.

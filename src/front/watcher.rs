@@ -35,6 +35,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(1);
 /// How many may linger at once; beyond that they are closed at once.
 const LINGERING_MAX: usize = 256;
+/// How often one of them is read from in a row: a client that sends faster than we read must not hold the watcher up.
+const READS_IN_A_ROW: usize = 16;
 
 /// The parked connections. Anybody parks, only the watcher's thread takes.
 pub(super) struct Watcher {
@@ -75,6 +77,8 @@ impl Watcher {
 
     /// Takes a connection in; it ends unless it brings bytes until then.
     pub(super) fn park(&self, connection: Connection, until: Instant) {
+        // Dropped in reverse order: with the handle still open, the accept thread must not take it for a new connection.
+        let _place = connection.place();
         let (key, socket) = (connection.key(), Arc::clone(connection.socket()));
         // First where the watcher will look for it, then the one event that sends it looking.
         self.parked.lock().insert(key, Parked { connection, since: env::now(), until });
@@ -319,14 +323,13 @@ impl Watch<'_> {
     fn drain_lingering(&mut self, now: Instant) {
         let waiting = std::mem::take(&mut *self.shared.watcher.lingering.lock());
         for lingering in waiting {
-            let has_ended = loop {
-                match lingering.connection.discard(&mut self.scratch) {
-                    Ok(0) => break !lingering.is_deaf,
-                    Ok(_) => {}
-                    Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
-                }
-            };
-            if !has_ended && now < lingering.until {
+            let has_ended =
+                (0..READS_IN_A_ROW).find_map(|_| match lingering.connection.discard(&mut self.scratch) {
+                    Ok(0) => Some(!lingering.is_deaf),
+                    Ok(_) => None,
+                    Err(error) => Some(error.kind() != io::ErrorKind::WouldBlock),
+                });
+            if !has_ended.unwrap_or(false) && now < lingering.until {
                 self.shared.watcher.lingering.lock().push(lingering);
             }
         }
