@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::cli::{self, Command};
 use crate::config::Config;
 use crate::server::Server;
-use crate::{health, logging};
+use crate::{env, health, logging};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -17,6 +17,7 @@ const FAILURE: u8 = 1;
 
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
+    env::return_large_buffers();
     let command = match cli::parse(std::env::args_os().skip(1)) {
         Ok(command) => command,
         Err(why) => return fail(USAGE, &why),

@@ -38,7 +38,26 @@ pub(super) enum Attempted {
     Failed(Failure),
 }
 
-type Result3 = (Attempted, Outcome, Report);
+/// The end of one attempt.
+pub(super) struct End {
+    /// What became of the client's answer.
+    pub(super) attempted: Attempted,
+    /// Who is to blame, and what follows.
+    pub(super) outcome: Outcome,
+    /// For the log.
+    pub(super) report: Report,
+}
+
+impl End {
+    fn answered(ending: Ending, outcome: Outcome) -> Self {
+        Self { attempted: Attempted::Answered(ending), outcome, report: Report::default() }
+    }
+
+    fn failed(failure: Failure, outcome: Outcome, why: String) -> Self {
+        let report = Report { why, status: Some(failure.status()), ..Report::default() };
+        Self { attempted: Attempted::Failed(failure), outcome, report }
+    }
+}
 
 /// One attempt.
 pub(super) struct Attempt<'a> {
@@ -53,7 +72,7 @@ pub(super) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Runs it to its end.
-    pub(super) fn run(&self, workspace: &Workspace) -> Result3 {
+    pub(super) fn run(&self, workspace: &Workspace) -> End {
         let wait: Rc<dyn Wait> = Rc::new(Patience {
             downstream: Rc::clone(self.downstream),
             limits: self.messages.limits,
@@ -69,7 +88,7 @@ impl Attempt<'_> {
         if incoming.status < 200 {
             // 101 would take the client's connection out of HTTP.
             let why = format!("{} answered {}, which nobody asked for", workspace.name, incoming.status);
-            return failed(Failure::local(502, &why), Outcome::NoAnswer, why);
+            return End::failed(Failure::local(502, &why), Outcome::NoAnswer, why);
         }
         if incoming.status >= 300 {
             return self.refused(incoming, workspace);
@@ -82,48 +101,48 @@ impl Attempt<'_> {
         }
         if self.downstream.has_head() {
             let why = format!("{} answered a stream with {content_type:?}", workspace.name);
-            return failed(Failure::local(502, &why), Outcome::NoAnswer, why);
+            return End::failed(Failure::local(502, &why), Outcome::NoAnswer, why);
         }
         self.body(incoming, marks, workspace)
     }
 
-    fn not_sent(&self, error: SendError, workspace: &Workspace) -> Result3 {
+    fn not_sent(&self, error: SendError, workspace: &Workspace) -> End {
         let named = format!("{}: {}", workspace.name, error.message);
         match error.kind {
             SendErrorKind::Aborted(Abort::ClientGone) => self.client_gone(),
             SendErrorKind::Aborted(Abort::FirstByte) => {
                 let seconds = self.messages.first_byte.as_secs_f64();
                 let why = format!("{} did not begin to answer within {seconds} s", workspace.name);
-                failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
+                End::failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
             }
             SendErrorKind::Connect | SendErrorKind::Aborted(Abort::Connect) => {
                 let why = format!("cannot connect to {named}");
-                failed(Failure::local(502, &why), Outcome::ConnectFailed, why)
+                End::failed(Failure::local(502, &why), Outcome::ConnectFailed, why)
             }
             SendErrorKind::Credential => {
                 // The reason may name a file of this machine: it is for the operator.
                 let shown = format!("no token for {} (the proxy's log says why)", workspace.name);
-                failed(Failure::local(502, &shown), Outcome::NoCredential, error.message)
+                End::failed(Failure::local(502, &shown), Outcome::NoCredential, error.message)
             }
             SendErrorKind::Request => {
                 let why = format!("the request cannot be sent on: {}", error.message);
-                failed(Failure::local(400, &why), Outcome::Local, why)
+                End::failed(Failure::local(400, &why), Outcome::Local, why)
             }
             SendErrorKind::NoAnswer => {
                 let why = format!("no valid answer from {named}");
-                failed(Failure::local(502, &why), Outcome::NoAnswer, why)
+                End::failed(Failure::local(502, &why), Outcome::NoAnswer, why)
             }
         }
     }
 
     /// An error status: its body decides what it means, and is what the client sees if this was the last attempt.
-    fn refused(&self, incoming: Incoming, workspace: &Workspace) -> Result3 {
+    fn refused(&self, incoming: Incoming, workspace: &Workspace) -> End {
         let status = incoming.status;
         let wait = incoming.header("retry-after").and_then(|value| retry_after(value, env::wall_clock()));
         if (300..400).contains(&status) {
             let why = format!("{} answered with a redirect ({status}): is api_base right?", workspace.name);
             let outcome = Outcome::Refused { status, retry_after: wait, meaning: meaning(status, b"") };
-            return failed(Failure::local(502, &why), outcome, why);
+            return End::failed(Failure::local(502, &why), outcome, why);
         }
         let connection = incoming.header("connection").map(str::to_string);
         let mut headers: Vec<(String, Vec<u8>)> = incoming
@@ -134,6 +153,7 @@ impl Attempt<'_> {
             .map(|(name, value)| (name.to_string(), value.to_vec()))
             .collect();
         let content_type = incoming.header("content-type").map(str::to_string);
+        let is_packed = incoming.header("content-encoding").is_some_and(|coding| coding != "identity");
         let given_id = incoming.header("request-id").map(str::to_string);
         let token = incoming.token().clone();
         let mut body = Vec::new();
@@ -153,6 +173,8 @@ impl Attempt<'_> {
             given_id.as_deref().unwrap_or(self.id),
         );
         let body = match presented {
+            // Packed although nobody asked for it: only the client may be able to read it.
+            _ if is_packed => body,
             Presented::Unchanged => body,
             Presented::Masked(masked) => masked,
             Presented::Wrapped(text) => {
@@ -164,14 +186,16 @@ impl Attempt<'_> {
         let why = format!("{} answered {status}{}", workspace.name, said(status, &body));
         let failure =
             Failure::Upstream { status, headers, body, retry_after: wait, endpoint: workspace.name.clone() };
-        let mut result = failed(failure, outcome, why);
-        result.2.request_id = given_id;
-        result
+        let mut end = End::failed(failure, outcome, why);
+        end.report.request_id = given_id;
+        end
     }
 
-    fn stream(&self, incoming: Incoming, marks: Marks<'_>) -> Result3 {
+    fn stream(&self, incoming: Incoming, marks: Marks<'_>) -> End {
         let status = incoming.status;
-        let head = heads::relayed(&incoming, Length::Streamed, marks, self.exchange);
+        let mut head = heads::relayed(&incoming, marks);
+        head.extend_from_slice(heads::end(Length::Streamed, self.exchange).as_bytes());
+        let token = incoming.token().clone();
         // After a heartbeat the client has a head already, with our id.
         let given_id =
             incoming.header("request-id").filter(|_| !self.downstream.has_head()).map(str::to_string);
@@ -184,16 +208,20 @@ impl Attempt<'_> {
         };
         let ended = stream.run(&mut incoming.into_body(), &mut [0; STREAM_BUFFER_BYTES]);
         let usage = *stream.scanner.usage();
-        let mut result = match ended {
+        let mut end = match ended {
             StreamEnded::Complete => {
                 let keeps = self.downstream.is_chunked();
                 let ending = if keeps { Ending::Whole } else { Ending::Broken };
-                (Attempted::Answered(ending), Outcome::Completed, Report::default())
+                End::answered(ending, Outcome::Completed)
             }
             StreamEnded::ErrorEvent { kind, data } => {
                 let status = status_of_error_type(&kind);
                 let why = format!("{} began with an error event: {kind}", marks.endpoint);
-                failed(
+                let data = match present(status, Some("application/json"), &data, token.expose(), self.id) {
+                    Presented::Masked(masked) => masked,
+                    _ => data,
+                };
+                End::failed(
                     Failure::Event { status, data, endpoint: marks.endpoint.to_string() },
                     Outcome::ErrorEvent { status },
                     why,
@@ -204,23 +232,20 @@ impl Attempt<'_> {
             StreamEnded::BrokeAfterContent(why) => broke_after(marks.endpoint, &why),
             StreamEnded::ClientGone => self.client_gone(),
         };
-        result.2.usage = usage;
-        result.2.status.get_or_insert(status);
-        result.2.request_id = given_id;
-        result
+        end.report.usage = usage;
+        end.report.status.get_or_insert(status);
+        end.report.request_id = given_id;
+        end
     }
 
-    fn body(&self, incoming: Incoming, marks: Marks<'_>, workspace: &Workspace) -> Result3 {
+    fn body(&self, incoming: Incoming, marks: Marks<'_>, workspace: &Workspace) -> End {
         let status = incoming.status;
         let announced = incoming.header("content-length").and_then(|value| value.parse().ok());
         let given_id = incoming.header("request-id").map(str::to_string);
-        let make_head = {
-            let known = heads::relayed(&incoming, Length::Known(u64::MAX), marks, self.exchange);
-            let streamed = heads::relayed(&incoming, Length::Streamed, marks, self.exchange);
-            move |length: Option<u64>| match length {
-                Some(length) => with_length(&known, length),
-                None => streamed.clone(),
-            }
+        let head = heads::relayed(&incoming, marks);
+        let make_head = |length: Option<u64>| {
+            let length = length.map_or(Length::Streamed, Length::Known);
+            [&head, heads::end(length, self.exchange).as_bytes()].concat()
         };
         let relay = Body {
             downstream: self.downstream,
@@ -231,11 +256,11 @@ impl Attempt<'_> {
         };
         let mut gathered = Vec::new();
         let mut reader: Box<dyn Read> = Box::new(incoming.into_body());
-        let mut result = match relay.run(&mut *reader, &mut gathered) {
+        let mut end = match relay.run(&mut *reader, &mut gathered) {
             BodyEnded::Complete => {
                 let is_framed = announced.is_some() || self.downstream.is_chunked() || is_whole(&gathered);
                 let ending = if is_framed { Ending::Whole } else { Ending::Broken };
-                (Attempted::Answered(ending), Outcome::Completed, Report::default())
+                End::answered(ending, Outcome::Completed)
             }
             BodyEnded::WebPage => self.web_page(workspace),
             BodyEnded::BrokeBeforeContent(why) => self.broke_before(marks.endpoint, &why),
@@ -243,40 +268,35 @@ impl Attempt<'_> {
             BodyEnded::BrokeAfterContent(why) => broke_after(marks.endpoint, &why),
             BodyEnded::ClientGone => self.client_gone(),
         };
-        result.2.usage = usage_of_message(&gathered).unwrap_or_default();
-        result.2.status.get_or_insert(status);
-        result.2.request_id = given_id;
-        result
+        end.report.usage = usage_of_message(&gathered).unwrap_or_default();
+        end.report.status.get_or_insert(status);
+        end.report.request_id = given_id;
+        end
     }
 
-    fn web_page(&self, workspace: &Workspace) -> Result3 {
+    fn web_page(&self, workspace: &Workspace) -> End {
         let why = format!(
             "{} answered with a web page instead of the API: a login page or a captive portal; check api_base and \
              the network",
             workspace.name
         );
-        failed(Failure::local(502, &why), Outcome::WebPage, why)
+        End::failed(Failure::local(502, &why), Outcome::WebPage, why)
     }
 
-    fn broke_before(&self, endpoint: &str, why: &str) -> Result3 {
+    fn broke_before(&self, endpoint: &str, why: &str) -> End {
         let why = format!("the answer of {endpoint} broke off: {why}");
-        failed(Failure::local(502, &why), Outcome::BrokeBeforeContent, why)
+        End::failed(Failure::local(502, &why), Outcome::BrokeBeforeContent, why)
     }
 
-    fn silent_before(&self, endpoint: &str) -> Result3 {
+    fn silent_before(&self, endpoint: &str) -> End {
         let seconds = self.messages.limits.idle.as_secs_f64();
         let why = format!("{endpoint} fell silent for {seconds} s");
-        failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
+        End::failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
     }
 
-    fn client_gone(&self) -> Result3 {
-        (Attempted::Answered(Ending::Broken), Outcome::ClientGone, Report::default())
+    fn client_gone(&self) -> End {
+        End::answered(Ending::Broken, Outcome::ClientGone)
     }
-}
-
-fn failed(failure: Failure, outcome: Outcome, why: String) -> Result3 {
-    let status = Some(failure.status());
-    (Attempted::Failed(failure), outcome, Report { why, status, ..Report::default() })
 }
 
 /// What an error body says, for the operator. A 400 may quote the prompt, so only others are shown.
@@ -290,24 +310,15 @@ fn said(status: u16, body: &[u8]) -> String {
     }
 }
 
-fn broke_after(endpoint: &str, why: &str) -> Result3 {
+fn broke_after(endpoint: &str, why: &str) -> End {
     let why = format!("the answer of {endpoint} broke off after content: {why}");
-    (Attempted::Answered(Ending::Broken), Outcome::BrokeAfterContent, Report { why, ..Report::default() })
+    let mut end = End::answered(Ending::Broken, Outcome::BrokeAfterContent);
+    end.report.why = why;
+    end
 }
 
 fn is_whole(gathered: &[u8]) -> bool {
     gathered.len() < crate::relay::body::GATHERED_BYTES_MAX
-}
-
-/// Puts the length in the place that was kept for it.
-fn with_length(head: &[u8], length: u64) -> Vec<u8> {
-    let place = u64::MAX.to_string();
-    let at = memchr::memmem::rfind(head, place.as_bytes()).unwrap_or(head.len());
-    let mut out = Vec::with_capacity(head.len());
-    out.extend_from_slice(&head[..at]);
-    out.extend_from_slice(length.to_string().as_bytes());
-    out.extend_from_slice(head.get(at + place.len()..).unwrap_or_default());
-    out
 }
 
 /// What a request can bear while nothing has come from the workspace.

@@ -23,20 +23,24 @@ pub(super) struct Marks<'a> {
     pub(super) attempts: usize,
 }
 
-/// The workspace's head: its status and headers, and ours.
-pub(super) fn relayed(incoming: &Incoming, length: Length, marks: Marks<'_>, exchange: &Exchange) -> Vec<u8> {
-    let mut head = Vec::with_capacity(1024);
+/// The workspace's head: its status and headers, and ours. Its end, with the length, comes from [`end`].
+pub(super) fn relayed(incoming: &Incoming, marks: Marks<'_>) -> Vec<u8> {
     let connection = incoming.header("connection");
-    let mut text = String::with_capacity(128);
-    start(&mut text, incoming.status);
-    head.extend_from_slice(text.as_bytes());
+    let mut line = String::with_capacity(1024);
+    start(&mut line, incoming.status);
+    let mut head = line.into_bytes();
     for (name, value) in incoming.headers().filter(|(name, _)| forward::goes_to_client(name, connection)) {
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
             head.extend_from_slice(part);
         }
     }
-    let request_id = incoming.header("request-id").is_none().then_some(marks.request_id);
-    head.extend_from_slice(ours(request_id, marks, length, exchange).as_bytes());
+    let mut ours = String::with_capacity(128);
+    if incoming.header("request-id").is_none() {
+        field(&mut ours, "request-id", marks.request_id);
+    }
+    field(&mut ours, "x-claude-lb-endpoint", visible(marks.endpoint));
+    field(&mut ours, "x-claude-lb-attempts", marks.attempts);
+    head.extend_from_slice(ours.as_bytes());
     head
 }
 
@@ -47,19 +51,8 @@ pub(super) fn heartbeat(request_id: &str, exchange: &Exchange) -> Vec<u8> {
     field(&mut head, "content-type", "text/event-stream; charset=utf-8");
     field(&mut head, "cache-control", "no-cache");
     field(&mut head, "request-id", request_id);
-    end(&mut head, Length::Streamed, exchange);
+    head.push_str(&end(Length::Streamed, exchange));
     head.into_bytes()
-}
-
-fn ours(request_id: Option<&str>, marks: Marks<'_>, length: Length, exchange: &Exchange) -> String {
-    let mut head = String::with_capacity(192);
-    if let Some(id) = request_id {
-        field(&mut head, "request-id", id);
-    }
-    field(&mut head, "x-claude-lb-endpoint", visible(marks.endpoint));
-    field(&mut head, "x-claude-lb-attempts", marks.attempts);
-    end(&mut head, length, exchange);
-    head
 }
 
 /// A name may be in any script; a header takes visible ASCII. The rest is percent-encoded.
@@ -74,12 +67,15 @@ pub(super) fn visible(name: &str) -> Cow<'_, str> {
     Cow::Owned(encoded.collect())
 }
 
-fn end(head: &mut String, length: Length, exchange: &Exchange) {
+/// The end of a head: how long the body is, and whether the connection goes on.
+pub(super) fn end(length: Length, exchange: &Exchange) -> String {
+    let mut head = String::with_capacity(64);
     match length {
-        Length::Known(bytes) => field(head, "content-length", bytes),
+        Length::Known(bytes) => field(&mut head, "content-length", bytes),
         Length::Streamed if exchange.head.is_http_1_0() => {}
-        Length::Streamed => field(head, "transfer-encoding", "chunked"),
+        Length::Streamed => field(&mut head, "transfer-encoding", "chunked"),
     }
     let is_unframed = length == Length::Streamed && exchange.head.is_http_1_0();
-    finish(head, exchange.closes || is_unframed);
+    finish(&mut head, exchange.closes || is_unframed);
+    head
 }

@@ -24,7 +24,7 @@ use crate::outcome::Outcome;
 use crate::relay::{Downstream, Limits};
 use crate::retry::{self, Next};
 use crate::upstream::Workspace;
-use attempt::{Attempt, Attempted};
+use attempt::{Attempt, Attempted, End};
 use prepare::Prepared;
 use surface::Surface;
 
@@ -91,7 +91,7 @@ impl Messages {
                 id: &record.id.clone(),
                 made: tried.len(),
             };
-            let (attempted, outcome, report) = attempt.run(lease.payload());
+            let End { attempted, outcome, report } = attempt.run(lease.payload());
             let Report { why, status, request_id, usage } = report;
             record.end_attempt(&outcome, status, usage);
             record.shown_id = request_id.unwrap_or_default();
