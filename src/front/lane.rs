@@ -1,14 +1,19 @@
 //! A lane: a bounded queue and the fixed pool of threads that serves it.
 //!
+//! The queue is a crossbeam channel that is only ever tried: its blocking receive yields the processor several times
+//! before it sleeps, which cost a fifth of all system time here. Idle threads park themselves, and the one that
+//! parked last is woken first, since its stack is still in the cache.
+//!
 //! Threads start when they are first needed. A job is counted from the moment it is sent until it is done, and a
 //! thread is started whenever there are more jobs than threads: that count is exact, so no job ever waits beside a
 //! thread that only seemed idle (the fault in tiny_http's own task pool).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 
 use super::{Job, Pool, Settings};
@@ -105,6 +110,26 @@ pub(super) struct Lane<J> {
 struct Counts {
     jobs: AtomicUsize,
     threads: AtomicUsize,
+    /// Threads that have found the queue empty.
+    idle: Mutex<Vec<Thread>>,
+}
+
+impl Counts {
+    /// Wakes the thread that went to sleep last.
+    fn wake_one(&self) {
+        let thread = self.idle.lock().pop();
+        if let Some(thread) = thread {
+            thread.unpark();
+        }
+    }
+
+    /// Takes this thread off the list. False when it was taken off already, to be woken for a job.
+    fn is_still_idle(&self) -> bool {
+        let this = std::thread::current().id();
+        let mut idle = self.idle.lock();
+        let at = idle.iter().position(|thread| thread.id() == this);
+        at.map(|at| idle.remove(at)).is_some()
+    }
 }
 
 impl<J: Send + 'static> Lane<J> {
@@ -136,6 +161,8 @@ impl<J: Send + 'static> Lane<J> {
         let threads = self.counts.threads.load(Ordering::SeqCst);
         if jobs > threads && threads < self.threads_max {
             self.start_thread(run);
+        } else {
+            self.counts.wake_one();
         }
         Ok(())
     }
@@ -181,6 +208,8 @@ impl<J: Send + 'static> Lane<J> {
                 self.counts.jobs.fetch_sub(1, Ordering::SeqCst);
                 late.push(back.job);
             }
+            // A thread may have found the queue empty while we held its job.
+            self.counts.wake_one();
         }
         *look_again = Some(oldest + timeout);
         late
@@ -196,27 +225,34 @@ fn serve<J>(receiver: &Receiver<Queued<J>>, counts: &Counts, elastic: Option<Dur
             self.0.jobs.fetch_sub(1, Ordering::SeqCst);
         }
     }
+    let work = |queued: Queued<J>| {
+        let _done = Done(counts);
+        // Requests are guarded one level up; this keeps the thread, whatever else goes wrong.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(queued.job)));
+    };
     loop {
-        let next = match elastic {
-            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(idle) => receiver.recv_timeout(idle),
-        };
-        match next {
-            Ok(queued) => {
-                let _done = Done(counts);
-                let work = std::panic::AssertUnwindSafe(|| run(queued.job));
-                // Requests are guarded one level up; this keeps the thread, whatever else goes wrong.
-                let _ = std::panic::catch_unwind(work);
+        while let Ok(queued) = receiver.try_recv() {
+            work(queued);
+        }
+        counts.idle.lock().push(std::thread::current());
+        // A job sent before the line above woke nobody: look once more before sleeping.
+        if let Ok(queued) = receiver.try_recv() {
+            counts.is_still_idle();
+            work(queued);
+            continue;
+        }
+        match elastic {
+            None => std::thread::park(),
+            Some(idle) => std::thread::park_timeout(idle),
+        }
+        let is_bored = counts.is_still_idle();
+        if elastic.is_some() && is_bored && receiver.is_empty() {
+            counts.threads.fetch_sub(1, Ordering::SeqCst);
+            // A job sent before the line above saw us as a thread and started none: it is ours.
+            if receiver.is_empty() {
+                return;
             }
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                counts.threads.fetch_sub(1, Ordering::SeqCst);
-                // A job sent before the line above saw us as a thread and started none: it is ours.
-                if receiver.is_empty() {
-                    return;
-                }
-                counts.threads.fetch_add(1, Ordering::SeqCst);
-            }
+            counts.threads.fetch_add(1, Ordering::SeqCst);
         }
     }
 }
