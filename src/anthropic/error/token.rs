@@ -36,36 +36,66 @@ pub(super) fn mask(body: &[u8], token: &str) -> Option<Vec<u8>> {
     Some(masked)
 }
 
-/// Where the token that begins at `at` ends, if one does.
-fn end_of_token(body: &[u8], mut at: usize, token: &[u8]) -> Option<usize> {
+/// Where the token that begins at `at` ends, if one does; of several places the last, so that no half of an escape
+/// stays behind.
+fn end_of_token(body: &[u8], at: usize, token: &[u8]) -> Option<usize> {
+    let (mut places, mut next) = (vec![at], Vec::new());
     for wanted in token {
-        at = end_of_character(body, at, *wanted)?;
+        places.iter().for_each(|at| ends_of_character(body, *at, *wanted, &mut next));
+        if next.is_empty() {
+            return None;
+        }
+        next.sort_unstable();
+        next.dedup();
+        std::mem::swap(&mut places, &mut next);
+        next.clear();
     }
-    Some(at)
+    places.last().copied()
 }
 
-/// Where one character ends that stands plain or as an escape.
-fn end_of_character(body: &[u8], at: usize, wanted: u8) -> Option<usize> {
-    if *body.get(at)? == wanted {
-        return Some(at + 1);
+/// Adds the places where one character may end that stands plain or as an escape. More than one only for a
+/// backslash: how many of a row of them are one character depends on how often the text is read.
+fn ends_of_character(body: &[u8], at: usize, wanted: u8, ends: &mut Vec<usize>) {
+    let is = |at: usize| body.get(at) == Some(&wanted);
+    if is(at) {
+        ends.push(at + 1);
     }
-    let slashes = body[at..].iter().take(SLASHES_MAX).take_while(|byte| **byte == b'\\').count();
-    let after = at + slashes;
-    let byte = *body.get(after)?;
-    if slashes == 0 {
-        return None;
+    let mut after = at;
+    for _ in 0..SLASHES_MAX {
+        if body.get(after) != Some(&b'\\') {
+            return;
+        }
+        after += 1;
+        loop {
+            if wanted == b'\\' {
+                ends.push(after);
+            } else if is(after) {
+                ends.push(after + 1);
+            }
+            if is_code(body, after, wanted) {
+                ends.push(after + 5);
+            }
+            // A backslash that is an escape itself can begin the next one.
+            if !is_code(body, after, b'\\') {
+                break;
+            }
+            after += 5;
+        }
     }
-    if byte == wanted {
-        return Some(after + 1);
-    }
-    let code = std::str::from_utf8(body.get(after + 1..after + 5)?).ok()?;
-    let is_code = byte == b'u' && u32::from_str_radix(code, 16) == Ok(u32::from(wanted));
-    is_code.then_some(after + 5)
 }
 
+/// True for `uXXXX` with the code of this character.
+fn is_code(body: &[u8], at: usize, character: u8) -> bool {
+    let code = body.get(at..at + 5).and_then(|code| std::str::from_utf8(code).ok()?.strip_prefix('u'));
+    code.is_some_and(|code| u32::from_str_radix(code, 16) == Ok(u32::from(character)))
+}
+
+/// The letter of an escape in front is no part of a word: what it stands for hardly ever is.
 fn is_whole(body: &[u8], start: usize, end: usize) -> bool {
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    !body[..start].last().is_some_and(is_word) && !body.get(end).is_some_and(is_word)
+    let is_escape = |length: usize| start >= length && body[start - length] == b'\\';
+    let is_glued = body[..start].last().is_some_and(is_word) && !is_escape(2) && !is_escape(6);
+    !is_glued && !body.get(end).is_some_and(is_word)
 }
 
 #[cfg(test)]
@@ -88,6 +118,12 @@ mod tests {
             ("ab/cd+efgh=", r#"say \"ab\/cd\u002Befgh=\""#, Some(r#"say \"***\""#)),
             ("quo\"te\\back", r#"quo\"te\\back"#, Some("***")),
             ("quo\"te\\back", r#"quo\\\"te\\\\back"#, Some("***")),
+            // Found by fuzzing: a backslash of the token as a code, and an escape in front of a short token.
+            ("quo\"te\\back", r#"quo\"te\u005cback"#, Some("***")),
+            ("quo\"te\\back", r#"quo\\u0022te\\\\u005C\\u0062ack"#, Some("***")),
+            ("quo\"te\\back", r#"quo\u005c"te\u005c\u005cu0062ack"#, Some("***")),
+            ("tail\\\\\\\\", r#"{"m":"tail\\\\\\\\"}"#, Some(r#"{"m":"***"}"#)),
+            ("secret", r#"line\nsecret\u000asecret"#, Some(r#"line\n***\u000a***"#)),
             ("secret", "the secret's out, secretly: secret", Some("the ***'s out, secretly: ***")),
             ("a", "a banana", Some("*** banana")),
             ("", "anything", None),
