@@ -178,7 +178,10 @@ impl Scanner {
     }
 
     fn note_kind(&mut self) {
-        if let Some(kind) = self.head.known() {
+        // Behind the end, lines are skipped before their kind is certain: where the chunks are cut would show.
+        if let Some(kind) = self.head.known()
+            && self.end.is_none()
+        {
             self.message_started |= kind == Kind::MessageStart;
             self.content_started |= kind.is_content();
         }
@@ -313,6 +316,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Found by fuzzing: behind the end an unnamed event counted as content when it came in one piece, and did not
+    /// when the cut was behind `data: `.
+    #[test]
+    fn behind_the_end_nothing_counts_in_any_split() {
+        let text = b"event: error\ndata: x\n\ndata: {\"type\":\"content_block_delta\"}\n\n";
+        let wanted = answers(&feed(&[text]));
+        for cut in 0..text.len() {
+            let (front, back) = text.split_at(cut);
+            assert_eq!(answers(&feed(&[front, back])), wanted, "cut at {cut}");
+        }
+        assert!(!feed(&[text]).content_started());
     }
 
     #[test]
