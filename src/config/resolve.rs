@@ -124,10 +124,14 @@ fn models(raw: raw::Models, reader: &mut Reader<'_>) -> Models {
     let sonnet = family(raw.sonnet, "databricks-claude-sonnet-4-5");
     let opus = family(raw.opus, "databricks-claude-opus-4-5");
     let haiku = family(raw.haiku, "databricks-claude-haiku-4-5");
-    let mut map = Vec::new();
-    for (pattern, model) in raw.map.section().0 {
-        let pattern = name(At { value: Text(pattern.value), place: pattern.place }, reader);
-        map.extend(pattern.zip(name(model, reader)));
+    let mut map: Vec<(String, String)> = Vec::new();
+    for (At { value, place }, model) in raw.map.section().0 {
+        let pattern = name(At { value: Text(value), place: place.clone() }, reader);
+        let Some((pattern, model)) = pattern.zip(name(model, reader)) else { continue };
+        if map.iter().any(|(other, _)| *other == pattern) {
+            reader.report(&place, "is given twice (blanks around a pattern do not count; remove one)");
+        }
+        map.push((pattern, model));
     }
     Models { sonnet, opus, haiku, map }
 }

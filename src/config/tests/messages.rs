@@ -107,6 +107,11 @@ fn keys_given_twice() {
         "models:\n  map:\n    a: b\n    a: c\n",
         &["c.yaml:9: models.map.a: is given twice, first on line 8 (remove one)"],
     );
+    // Found by fuzzing: the second was never looked at, and what `--check` printed could not be read back.
+    check_after(
+        "models:\n  map:\n    a: b\n    'a ': c\n",
+        &["c.yaml:9: models.map.a...: is given twice (blanks around a pattern do not count; remove one)"],
+    );
 }
 
 #[test]
