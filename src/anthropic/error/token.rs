@@ -20,13 +20,16 @@ pub(super) fn mask(body: &[u8], token: &str) -> Option<Vec<u8>> {
     let mut at = 0;
     while let Some(step) = memchr2(first, b'\\', &body[at..]) {
         at += step;
-        match end_of_token(body, at, token) {
-            Some(end) if token.len() >= SURE_BYTES_MIN || is_whole(body, at, end) => {
+        // Of several ends the last, so that no half of an escape stays behind.
+        let ends = ends_of_token(body, at, token);
+        let is_sure = |end: &&usize| token.len() >= SURE_BYTES_MIN || is_whole(body, at, **end);
+        match ends.iter().rev().find(is_sure) {
+            Some(&end) => {
                 masked.extend_from_slice(&body[copied..at]);
                 masked.extend_from_slice(b"***");
                 (copied, at) = (end, end);
             }
-            _ => at += 1,
+            None => at += 1,
         }
     }
     if copied == 0 {
@@ -36,21 +39,20 @@ pub(super) fn mask(body: &[u8], token: &str) -> Option<Vec<u8>> {
     Some(masked)
 }
 
-/// Where the token that begins at `at` ends, if one does; of several places the last, so that no half of an escape
-/// stays behind.
-fn end_of_token(body: &[u8], at: usize, token: &[u8]) -> Option<usize> {
+/// The places where a token that begins at `at` may end, in order; more than one only behind a backslash.
+fn ends_of_token(body: &[u8], at: usize, token: &[u8]) -> Vec<usize> {
     let (mut places, mut next) = (vec![at], Vec::new());
     for wanted in token {
         places.iter().for_each(|at| ends_of_character(body, *at, *wanted, &mut next));
-        if next.is_empty() {
-            return None;
-        }
         next.sort_unstable();
         next.dedup();
         std::mem::swap(&mut places, &mut next);
+        if places.is_empty() {
+            break;
+        }
         next.clear();
     }
-    places.last().copied()
+    places
 }
 
 /// Adds the places where one character may end that stands plain or as an escape. More than one only for a
@@ -123,6 +125,7 @@ mod tests {
             ("quo\"te\\back", r#"quo\\u0022te\\\\u005C\\u0062ack"#, Some("***")),
             ("quo\"te\\back", r#"quo\u005c"te\u005c\u005cu0062ack"#, Some("***")),
             ("tail\\\\\\\\", r#"{"m":"tail\\\\\\\\"}"#, Some(r#"{"m":"***"}"#)),
+            (r"key\", r"a key\\n, a key\", Some(r"a ***\n, a ***")),
             ("secret", r#"line\nsecret\u000asecret"#, Some(r#"line\n***\u000a***"#)),
             ("secret", "the secret's out, secretly: secret", Some("the ***'s out, secretly: ***")),
             ("a", "a banana", Some("*** banana")),
