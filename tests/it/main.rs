@@ -13,6 +13,7 @@ mod command_line;
 mod cooling;
 mod error_bodies;
 mod failover_stream;
+mod fuzzing;
 mod limits;
 mod models;
 mod networks;
