@@ -285,6 +285,7 @@ fn front_settings(config: &Config) -> front::Settings {
         head: config.timeouts.head,
         body: config.timeouts.body,
         keep_alive: config.timeouts.keep_alive,
+        write: front::WRITE_TIMEOUT,
     }
 }
 

@@ -13,20 +13,19 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tiny_http::{Listener, Server, SslContextWrap};
 
-use super::{Shared, connection};
+use super::{Settings, Shared, connection};
 use crate::env;
 
 /// Connections the kernel may hold for us.
 const BACKLOG: i32 = 1024;
 /// How long a blocking read waits before it looks up, on every accepted socket and in accept itself.
 const READ_TICK: Duration = Duration::from_secs(1);
-/// A client that takes no byte for this long, although the answer waits, is given up.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause after an accept that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Opens the port. Accepted sockets inherit what is set here.
-pub(super) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+pub(super) fn bind(settings: &Settings) -> io::Result<TcpListener> {
+    let (host, port) = (settings.host.as_str(), settings.port);
     let address = (host.trim_matches(['[', ']']), port).to_socket_addrs()?.next();
     let address = address.ok_or_else(|| io::Error::other(format!("{host} has no address")))?;
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -34,7 +33,7 @@ pub(super) fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_keepalive(true)?;
     socket.set_read_timeout(Some(READ_TICK))?;
-    socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    socket.set_write_timeout(Some(settings.write))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -48,7 +48,12 @@ pub struct Settings {
     pub body: Duration,
     /// The longest a connection may be idle between requests.
     pub keep_alive: Duration,
+    /// The longest a client may take no byte of its answer.
+    pub write: Duration,
 }
+
+/// A client that takes no byte for this long, although the answer waits, is given up.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which pool serves a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +138,7 @@ struct Shared {
 impl Front {
     /// Listens and starts serving.
     pub fn start(settings: Settings, service: Arc<dyn Service>) -> std::io::Result<Self> {
-        let listener = listener::bind(&settings.host, settings.port)?;
+        let listener = listener::bind(&settings)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             watcher: Watcher::new(&settings)?,
