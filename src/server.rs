@@ -25,6 +25,8 @@ use crate::routes::{self, Target};
 
 /// Descriptors that are not connections: listener, log, poller, token files and the like.
 const SPARE_DESCRIPTORS: usize = 48;
+/// The share of the memory for bodies that is there for requests without a key, beside the rest.
+const SHARE_WITHOUT_KEY: usize = 8;
 /// A client connection has two of tiny_http and one of ours; its upstream connection is one more.
 const DESCRIPTORS_PER_CONNECTION: usize = 4;
 
@@ -167,7 +169,8 @@ impl Host {
                 *self.app.write() = Arc::new(next);
                 let running = &current.config;
                 let (old, new) = (&running.timeouts, &config.timeouts);
-                let same_front = (old.head, old.body, old.keep_alive) == (new.head, new.body, new.keep_alive);
+                let same_front = (old.head, old.body, old.keep_alive) == (new.head, new.body, new.keep_alive)
+                    && running.limits.max_buffered_bytes == config.limits.max_buffered_bytes;
                 Ok(running.server != config.server || running.logging != config.logging || !same_front)
             });
         match result {
@@ -176,8 +179,8 @@ impl Host {
                 log::info!("reloaded {}", file.display());
                 if needs_restart {
                     log::warn!(
-                        "changes under server and logging, and of timeouts.head, body and keep_alive, take effect at \
-                         the next start"
+                        "changes under server and logging, of timeouts.head, body and keep_alive, and of \
+                         limits.max_buffered_bytes take effect at the next start"
                     );
                 }
                 Ok(())
@@ -286,6 +289,10 @@ fn front_settings(config: &Config) -> front::Settings {
         body: config.timeouts.body,
         keep_alive: config.timeouts.keep_alive,
         write: front::WRITE_TIMEOUT,
+        buffered_bytes_max: config.limits.max_buffered_bytes,
+        // Room for the largest body, held twice.
+        open_buffered_bytes_max: (config.limits.max_buffered_bytes / SHARE_WITHOUT_KEY)
+            .max(2 * config.limits.max_body_bytes),
     }
 }
 

@@ -120,6 +120,8 @@ pub struct Timeouts {
 pub struct Limits {
     /// The largest request body; at least 1.
     pub max_body_bytes: usize,
+    /// The memory for all request bodies together; room for at least one.
+    pub max_buffered_bytes: usize,
 }
 
 /// `auth.mode`

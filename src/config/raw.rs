@@ -48,7 +48,7 @@ shapes! {
         connect: Number, first_byte: Number, idle: Number, heartbeat: Number, head: Number, body: Number,
         keep_alive: Number,
     }
-    Limits at "limits" { max_body_bytes: Number }
+    Limits at "limits" { max_body_bytes: Number, max_buffered_bytes: Number }
     Auth at "auth" { mode: Text, api_key: Text, api_keys: Vec<At<ClientKey>>, protect_admin: bool }
     ClientKey at "auth.api_keys[]" { name: Text, key: Text }
     Models at "models" { sonnet: Text, opus: Text, haiku: Text, map: Pairs }

@@ -44,10 +44,7 @@ fn config(raw: raw::Root, reader: &mut Reader<'_>) -> Option<Config> {
     Some(Config {
         load_balancer: load_balancer(raw.load_balancer.section(), reader),
         timeouts: timeouts(raw.timeouts.section(), reader),
-        limits: Limits {
-            max_body_bytes: whole(raw.limits.section().max_body_bytes, 4 * 1024 * 1024, 1, 1 << 30, reader)
-                as usize,
-        },
+        limits: limits(raw.limits.section(), reader),
         models: models(raw.models.section(), reader),
         compat: compat(raw.compat.section(), reader),
         tls: Tls { ca_file: path(raw.tls.section().ca_file, reader) },
@@ -189,6 +186,15 @@ fn chosen<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
         .map(|word| format!(" (did you mean `{word}`?)"))
         .unwrap_or_default();
     Err(format!("must be one of {}{hint}", all.join(", ")))
+}
+
+fn limits(raw: raw::Limits, reader: &mut Reader<'_>) -> Limits {
+    let max_body_bytes = whole(raw.max_body_bytes, 4 * 1024 * 1024, 1, 1 << 30, reader);
+    // A body is held as it came and as it goes out.
+    let least = 2 * max_body_bytes;
+    let max_buffered_bytes =
+        whole(raw.max_buffered_bytes, least.max(512 * 1024 * 1024), least, u32::MAX, reader);
+    Limits { max_body_bytes: max_body_bytes as usize, max_buffered_bytes: max_buffered_bytes as usize }
 }
 
 /// A whole number within limits.

@@ -91,6 +91,7 @@ fn balancing(config: &Config, page: &mut Page) {
     page.seconds(2, "keep_alive", timeouts.keep_alive);
     page.line(0, "limits:");
     page.entry(2, "max_body_bytes", config.limits.max_body_bytes);
+    page.entry(2, "max_buffered_bytes", config.limits.max_buffered_bytes);
 }
 
 fn auth(config: &Config, page: &mut Page) {

@@ -87,7 +87,7 @@ fn the_least_file_gets_every_default() {
             body: 60 * second,
             keep_alive: 300 * second,
         },
-        limits: Limits { max_body_bytes: 4_194_304 },
+        limits: Limits { max_body_bytes: 4_194_304, max_buffered_bytes: 536_870_912 },
         auth: Auth {
             mode: AuthMode::Key,
             keys: vec![ClientKey { name: "default".into(), key: Secret::new("k") }],

@@ -5,6 +5,7 @@
 //! while they serve one request. Slow bodies are read by threads of their own, so that a slow upload never holds a
 //! worker. What a request means is the business of the [`Service`] above.
 
+mod budget;
 mod connection;
 mod lane;
 mod listener;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::env;
 use crate::http::answer::{Answer, Refusal};
 use crate::http::head::Head;
+use budget::Budget;
 use connection::Connection;
 use lane::Pools;
 use watcher::Watcher;
@@ -50,6 +52,10 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// The longest a client may take no byte of its answer.
     pub write: Duration,
+    /// Memory for the bodies of messages, in bytes.
+    pub buffered_bytes_max: usize,
+    /// Memory for all other bodies: it is apart, for these need no key.
+    pub open_buffered_bytes_max: usize,
 }
 
 /// A client that takes no byte for this long, although the answer waits, is given up.
@@ -132,6 +138,8 @@ struct Shared {
     watcher: Watcher,
     pools: Pools,
     connections: connection::Registry,
+    bodies: Budget,
+    bodies_without_key: Budget,
     is_draining: AtomicBool,
 }
 
@@ -144,6 +152,8 @@ impl Front {
             watcher: Watcher::new(&settings)?,
             pools: Pools::new(&settings),
             connections: connection::Registry::default(),
+            bodies: Budget::new(settings.buffered_bytes_max),
+            bodies_without_key: Budget::new(settings.open_buffered_bytes_max),
             is_draining: AtomicBool::new(false),
             settings,
             service,
@@ -197,6 +207,13 @@ impl Shared {
         self.is_draining.load(Ordering::SeqCst)
     }
 
+    fn bodies_of(&self, pool: Pool) -> &Budget {
+        match pool {
+            Pool::Messages => &self.bodies,
+            Pool::Count | Pool::Quick => &self.bodies_without_key,
+        }
+    }
+
     /// Sends a request to its pool; when that is full, the request comes back.
     fn enqueue(self: &Arc<Self>, job: Job) -> Result<(), Box<Job>> {
         let shared = Arc::clone(self);
@@ -214,7 +231,7 @@ impl Shared {
     fn work(self: &Arc<Self>, mut job: Job) {
         let read = match job.read.take() {
             Some(read) => read,
-            None => match reader::read(&mut job, &self.settings) {
+            None => match reader::read(&mut job, self) {
                 Ok(read) => read,
                 Err(failed) => return reader::give_up(self, job, failed),
             },
@@ -233,6 +250,7 @@ impl Shared {
         });
         let keep = ending == Ending::Whole && !exchange.closes && !self.is_draining();
         drop(exchange);
+        drop(read.share);
         drop(read.writer);
         if keep {
             self.watcher.park(connection, env::now() + self.settings.keep_alive);

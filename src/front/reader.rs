@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use tiny_http::Request;
 
+use super::budget::Share;
 use super::watcher::whole_length;
-use super::{Job, Settings, Shared};
+use super::{Job, Shared};
 use crate::env;
 use crate::http::answer::Refusal;
 use crate::http::head::Framing;
@@ -31,7 +32,12 @@ pub(super) struct Read {
     pub(super) writer: Box<dyn Write + Send>,
     /// The answer to this one ends the connection: there may be more behind it, in tiny_http's buffer.
     pub(super) closes: bool,
+    /// The memory it takes.
+    pub(super) share: Share,
 }
+
+/// A body is held twice while it is served: as it came, and as it goes out with the model's name.
+const COPIES: usize = 2;
 
 /// Why there is no body.
 pub(super) enum Failed {
@@ -42,7 +48,7 @@ pub(super) enum Failed {
 }
 
 /// Pulls the request from tiny_http and reads its body.
-pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
+pub(super) fn read(job: &mut Job, shared: &Shared) -> Result<Read, Failed> {
     // tiny_http reads ahead, and what it takes of a next request is never seen by the watcher. So this is asked just
     // before it reads the head, and again before it reads the end of the body.
     let mut closes = whole_length(&job.head).is_none_or(|whole| job.connection.available() > whole);
@@ -51,7 +57,7 @@ pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
         framing: job.head.framing(),
         bytes_max: job.route.body_bytes_max,
         started: env::now(),
-        longest: settings.body,
+        longest: shared.settings.body,
     };
     let connection = &job.connection;
     let mut at_end = |left: u64| {
@@ -60,15 +66,19 @@ pub(super) fn read(job: &mut Job, settings: &Settings) -> Result<Read, Failed> {
             closes = connection.available() > left;
         }
     };
-    match read_body(request.as_reader(), limits, &env::now, &|| connection.is_gone(), &mut at_end) {
-        Ok(body) => Ok(Read { body, writer: request.into_writer(), closes }),
+    let mut share = shared.bodies_of(job.route.pool).share();
+    let mut has_room = |bytes: usize| share.grow_to(bytes.saturating_mul(COPIES));
+    let mut around =
+        Around { has_room: &mut has_room, is_gone: &|| connection.is_gone(), at_end: &mut at_end };
+    match read_body(request.as_reader(), limits, &env::now, &mut around) {
+        Ok(body) => Ok(Read { body, writer: request.into_writer(), closes, share }),
         Err(refusal) => Err(Failed::Refused(refusal, Box::new(request))),
     }
 }
 
 /// A reader thread's part.
 pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
-    match read(&mut job, &shared.settings) {
+    match read(&mut job, shared) {
         Ok(read) => job.read = Some(read),
         Err(failed) => return give_up(shared, job, failed),
     }
@@ -93,6 +103,11 @@ pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
     shared.watcher.linger(connection, true);
 }
 
+/// The first room for a body whose length was not told.
+const CHUNKED_AT_FIRST: usize = 16 * 1024;
+/// How much of a body is asked for at a time.
+const WINDOW: usize = 256 * 1024;
+
 #[derive(Clone, Copy)]
 struct Limits {
     framing: Framing,
@@ -101,34 +116,63 @@ struct Limits {
     longest: Duration,
 }
 
+/// What reading a body asks of its surroundings.
+struct Around<'a> {
+    /// Takes memory for a body of this size, if there is any.
+    has_room: &'a mut dyn FnMut(usize) -> bool,
+    is_gone: &'a dyn Fn() -> bool,
+    /// So many bytes are left to be read.
+    at_end: &'a mut dyn FnMut(u64),
+}
+
+impl Around<'_> {
+    /// Gives `body` room for this many bytes in all. A lack of memory is told to one client; left to the allocator it
+    /// would end the process.
+    fn make_room(&mut self, body: &mut Vec<u8>, bytes: usize) -> Result<usize, Refusal> {
+        if !(self.has_room)(bytes) {
+            let why = "the proxy holds as many bytes of request bodies as it may (limits.max_buffered_bytes)";
+            return Err(Refusal::overloaded(why));
+        }
+        match body.try_reserve_exact(bytes - body.len()) {
+            Ok(()) => Ok(bytes),
+            Err(_) => Err(Refusal::overloaded("the proxy has no memory for this request")),
+        }
+    }
+}
+
 fn read_body(
     reader: &mut dyn io::Read,
     limits: Limits,
     clock: &dyn Fn() -> Instant,
-    is_gone: &dyn Fn() -> bool,
-    at_end: &mut dyn FnMut(u64),
+    around: &mut Around<'_>,
 ) -> Result<Vec<u8>, Refusal> {
     let too_large = |bytes| Refusal::too_large(bytes, limits.bytes_max);
-    let (mut body, expected) = match limits.framing {
+    let expected = match limits.framing {
         Framing::None => return Ok(Vec::new()),
         Framing::Length(bytes) if bytes > limits.bytes_max as u64 => return Err(too_large(Some(bytes))),
-        // Zeroed pages that are touched only as bytes arrive: a false length costs nothing.
-        Framing::Length(bytes) => (vec![0; bytes as usize], Some(bytes as usize)),
-        Framing::Chunked => (vec![0; 16 * 1024], None),
+        Framing::Length(bytes) => Some(bytes as usize),
+        Framing::Chunked => None,
     };
+    let mut body = Vec::new();
+    let mut room = around.make_room(&mut body, expected.unwrap_or(CHUNKED_AT_FIRST))?;
     let mut filled = 0;
     while Some(filled) != expected {
-        if filled == body.len() {
+        if filled == room {
             // One byte more than allowed, to see that there is more than allowed.
-            let larger = (body.len() * 2).min(limits.bytes_max + 1);
-            if larger == body.len() {
+            let larger = (room * 2).min(limits.bytes_max + 1);
+            if larger == room {
                 return Err(too_large(None));
             }
-            body.resize(larger, 0);
+            room = around.make_room(&mut body, larger)?;
+        }
+        // Memory is touched only as bytes arrive: a false length costs nothing. What is asked for is never less than
+        // tiny_http reads ahead.
+        if body.len() - filled < READ_AHEAD {
+            body.resize((filled + WINDOW).min(room), 0);
         }
         // Shorter bodies have been read with the head.
         if let Some(expected) = expected.filter(|&bytes| bytes > READ_AHEAD && bytes - filled < READ_AHEAD) {
-            at_end((expected - filled) as u64);
+            (around.at_end)((expected - filled) as u64);
         }
         match reader.read(&mut body[filled..]) {
             Ok(0) => match expected {
@@ -142,7 +186,7 @@ fn read_body(
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                if is_gone() {
+                if (around.is_gone)() {
                     return Err(Refusal::new(400, "the client left before its request was whole"));
                 }
             }
@@ -166,6 +210,9 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
+    /// Memory for a body.
+    const ROOM: usize = 200_000;
+
     /// Gives `step` bytes a read, and takes a second for each.
     struct Slow<'a> {
         left: usize,
@@ -187,7 +234,9 @@ mod tests {
         let limits =
             Limits { framing, bytes_max: most, started: time.get(), longest: Duration::from_secs(60) };
         let mut reader = Slow { left, step, time: &time };
-        let read = read_body(&mut reader, limits, &|| time.get(), &|| false, &mut |_| {});
+        let mut around =
+            Around { has_room: &mut |bytes| bytes <= ROOM, is_gone: &|| false, at_end: &mut |_| {} };
+        let read = read_body(&mut reader, limits, &|| time.get(), &mut around);
         read.map(|body| body.len()).map_err(|refusal| refusal.status)
     }
 
@@ -206,6 +255,8 @@ mod tests {
             (Chunked, 60_000, 40_000, 100_000, Ok(60_000)),
             (Length(100_000), 100_000, 1, 100_000, Err(408)),
             (Length(200_000), 200_000, 2_000, 200_000, Err(408)),
+            (Length(200_001), 200_001, 40_000, 300_000, Err(529)),
+            (Chunked, 300_000, 40_000, 300_000, Err(529)),
         ] {
             assert_eq!(check(framing, left, step, most), expected, "{framing:?} {left} {step}");
         }

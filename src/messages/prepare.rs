@@ -43,6 +43,7 @@ impl Prepared<'_> {
 pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result<Prepared<'a>, Refusal> {
     let facts = body::scan(&exchange.body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
     let model = map_model(&facts.model, &messages.map, &messages.families).into_owned();
+    has_memory_for(exchange.body.len())?;
     let body = match body::splice_model(&exchange.body, &facts, &model) {
         Some(spliced) => Cow::Owned(spliced),
         None => Cow::Borrowed(&exchange.body[..]),
@@ -72,4 +73,14 @@ fn session(head: &Head, facts: &Facts, model: &str) -> Option<Session> {
     (&*session, agent, model).hash(&mut hasher);
     let idle = if facts.ttl_1h { LONG_CACHE_WARM } else { CACHE_WARM };
     Some(Session { key: hasher.finish(), idle })
+}
+
+/// Asks for the memory that a copy of a large body takes, before it is made: a failed allocation would end the
+/// process, and a lack of memory is met here first. Small ones find their place.
+fn has_memory_for(bytes: usize) -> Result<(), Refusal> {
+    const LARGE: usize = 64 * 1024;
+    match bytes < LARGE || Vec::<u8>::new().try_reserve_exact(bytes).is_ok() {
+        true => Ok(()),
+        false => Err(Refusal::overloaded("the proxy has no memory for this request")),
+    }
 }

@@ -55,7 +55,7 @@ fn keys_that_do_not_exist() {
     );
     check_after(
         "limits: { size: 1 }\n",
-        &["c.yaml:6: limits.size: unknown key (known here: max_body_bytes)"],
+        &["c.yaml:6: limits.size: unknown key (known here: max_body_bytes, max_buffered_bytes)"],
     );
     check_after("tls: { 5: 1 }\n", &["c.yaml:6: tls.5: unknown key (known here: ca_file)"]);
     check_endpoint(
@@ -192,6 +192,7 @@ fn numbers_out_of_range() {
         ("timeouts", "head", "'NaN'", "seconds from 0.001 to 86400"),
         ("timeouts", "body", "1.0e-9", "seconds from 0.001 to 86400"),
         ("limits", "max_body_bytes", "0", "a whole number from 1 to 1073741824"),
+        ("limits", "max_buffered_bytes", "8388607", "a whole number from 8388608 to 4294967295"),
     ] {
         let text = format!("{section}:\n  {key}: {value}\n");
         check_after(&text, &[&format!("c.yaml:7: {section}.{key}: must be {range}")]);
