@@ -47,7 +47,7 @@ pub struct ProcessNumbers {
     pub connections: usize,
     /// Reloads since the start.
     pub reloads: u64,
-    /// Requests lost to a fault of ours since the start.
+    /// Faults of ours since the start; each cost one request at most.
     pub panics: u64,
     /// The process is about to end.
     pub draining: bool,

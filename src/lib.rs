@@ -6,7 +6,7 @@
 //! |---|---|
 //! | words, pure | [`secret`], [`http`], [`anthropic`] |
 //! | decisions, pure | [`outcome`], [`retry`], [`config`], [`cli`], [`relay`] |
-//! | the machine | [`mod@env`] |
+//! | the machine | [`mod@env`], [`panics`] |
 //! | shared truth | [`balancer`] |
 //! | edges | [`upstream`] (the only room that names ureq), [`front`] (the only one that names tiny_http) |
 //! | the path | [`access`], [`messages`], [`routes`], [`admin`] |
@@ -26,6 +26,7 @@ pub mod http;
 pub mod logging;
 pub mod messages;
 pub mod outcome;
+pub mod panics;
 pub mod program;
 pub mod relay;
 pub mod retry;

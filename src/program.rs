@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use crate::cli::{self, Command};
 use crate::config::Config;
 use crate::server::Server;
-use crate::{env, health, logging};
+use crate::{env, health, logging, panics};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -41,6 +41,7 @@ pub fn run() -> ExitCode {
 
 fn serve(config: &Config, file: PathBuf) -> ExitCode {
     logging::init(&config.logging);
+    panics::watch();
     exit(Server::start(config, Some(file)).map(|server| {
         server.announce(config);
         server.run_until_signal(config.server.drain_timeout);

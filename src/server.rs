@@ -21,6 +21,7 @@ use crate::env;
 use crate::front::{self, Ending, Exchange, Front, Route, Service};
 use crate::http::answer::{Answer, Refusal};
 use crate::http::head::Head;
+use crate::panics;
 use crate::routes::{self, Target};
 
 /// Descriptors that are not connections: listener, log, poller, token files and the like.
@@ -46,7 +47,6 @@ struct Host {
     file: Option<PathBuf>,
     started: Instant,
     reloads: AtomicU64,
-    panics: AtomicU64,
     is_draining: AtomicBool,
     address: OnceLock<SocketAddr>,
     connections: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
@@ -65,7 +65,6 @@ impl Server {
             file,
             started: env::now(),
             reloads: AtomicU64::new(0),
-            panics: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
             address: OnceLock::new(),
             connections: OnceLock::new(),
@@ -210,7 +209,7 @@ impl Host {
             uptime_s: now.saturating_duration_since(self.started).as_secs(),
             connections: self.connections.get().map_or(0, |count| count()),
             reloads: self.reloads.load(Ordering::Relaxed),
-            panics: self.panics.load(Ordering::Relaxed),
+            panics: panics::count(),
             draining: self.is_draining.load(Ordering::SeqCst),
         }
     }
@@ -269,7 +268,6 @@ impl Service for Host {
     }
 
     fn panicked(&self, exchange: &Exchange) -> Answer {
-        self.panics.fetch_add(1, Ordering::Relaxed);
         let id = env::request_id();
         let key = exchange.route.key.as_deref();
         access::local(&id, key, &exchange.peer.to_string(), Some(&exchange.head), 500, log::Level::Error);

@@ -22,8 +22,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::config::Config;
-use crate::logging;
 use crate::server::Server;
+use crate::{logging, panics};
 use script::{NAMES, Script};
 use show::Show;
 use tour::Tour;
@@ -44,6 +44,7 @@ pub fn run(once: bool, port: Option<u16>) -> Result<(), String> {
         .map_err(|error| format!("demo: cannot start a fake workspace on 127.0.0.1: {error}"))?;
     let config = |port| configuration(&workspaces, port);
     logging::init(&config(0)?.logging);
+    panics::watch();
     let server = match port {
         Some(port) => Server::start(&config(port)?, None).map_err(|why| not_started(port, why))?,
         // Another program, or another demo, may have it; that is no reason to fail.

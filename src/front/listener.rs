@@ -6,7 +6,6 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tiny_http::{Listener, Server, SslContextWrap};
 
 use super::{Settings, Shared, connection};
-use crate::env;
+use crate::{env, panics};
 
 /// Connections the kernel may hold for us.
 const BACKLOG: i32 = 1024;
@@ -115,7 +114,7 @@ fn accept(listener: &Listener, plain: &SslContextWrap, port: u16, shared: &Arc<S
         #[allow(unreachable_patterns)]
         _ => -1,
     };
-    let accepted = catch_unwind(AssertUnwindSafe(|| Server::accept_connection(listener, plain)));
+    let accepted = panics::expected(|| Server::accept_connection(listener, plain));
     let accepted = accepted.unwrap_or_else(|_| Err(rustix::io::Errno::MFILE.into()))?;
     let Some(requests) = accepted else { return Ok(()) };
     let requests = Box::new(requests.map(Result::ok));

@@ -16,7 +16,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
         &["auth", "outcome", "retry", "balancer/strategy", "balancer/breaker", "balancer/cooldown"],
     ),
     ("what the operator wrote", &["config", "cli"]),
-    ("the machine", &["env", "logging"]),
+    ("the machine", &["env", "logging", "panics"]),
     ("shared truth", &["balancer"]),
     // Sees only readers and a sink, so it lies below the edges that implement them.
     ("copying", &["relay"]),

@@ -18,6 +18,7 @@ mod limits;
 mod models;
 mod networks;
 mod outcomes;
+mod panics;
 mod promptness;
 mod refusals;
 mod relay;

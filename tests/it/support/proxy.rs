@@ -254,6 +254,11 @@ impl Running {
         kill_process(pid, signal).expect("the program still runs");
     }
 
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("our own child").is_none()
     }
