@@ -9,7 +9,7 @@
 //! thread that only seemed idle (the fault in tiny_http's own task pool).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,8 @@ pub(super) struct Lane<J> {
     threads_max: usize,
     elastic: Option<Duration>,
     counts: Arc<Counts>,
+    /// The last thread could not be started.
+    is_short: AtomicBool,
     /// No job in the queue is older than its timeout before this moment.
     look_again: Mutex<Option<Instant>>,
 }
@@ -136,8 +138,8 @@ impl<J: Send + 'static> Lane<J> {
     fn new(name: &'static str, threads_max: usize, queue: usize, elastic: Option<Duration>) -> Self {
         // The queue holds jobs that no thread has taken yet; those for threads that are about to start count, too.
         let (sender, receiver) = bounded(queue + threads_max);
-        let (counts, look_again) = (Arc::default(), Mutex::new(None));
-        Self { name, sender, receiver, threads_max, elastic, counts, look_again }
+        let (counts, is_short, look_again) = (Arc::default(), AtomicBool::new(false), Mutex::new(None));
+        Self { name, sender, receiver, threads_max, elastic, counts, is_short, look_again }
     }
 
     pub(super) fn jobs(&self) -> usize {
@@ -159,26 +161,44 @@ impl<J: Send + 'static> Lane<J> {
             return Err(back.job);
         }
         let threads = self.counts.threads.load(Ordering::SeqCst);
-        if jobs > threads && threads < self.threads_max {
-            self.start_thread(run);
-        } else {
-            self.counts.wake_one();
+        let may_start = jobs > threads && threads < self.threads_max;
+        if may_start && self.start_thread(run) {
+            return Ok(());
         }
+        if may_start && threads == 0 {
+            // Nobody would ever look into the queue: one job goes back, this one or its neighbour.
+            if let Ok(back) = self.receiver.try_recv() {
+                self.counts.jobs.fetch_sub(1, Ordering::SeqCst);
+                return Err(back.job);
+            }
+        }
+        self.counts.wake_one();
         Ok(())
     }
 
-    fn start_thread(&self, run: impl Fn(J) + Send + 'static) {
+    /// False when there are as many as may be, or no thread is to be had.
+    fn start_thread(&self, run: impl Fn(J) + Send + 'static) -> bool {
         let (counts, receiver, elastic) = (Arc::clone(&self.counts), self.receiver.clone(), self.elastic);
         if counts.threads.fetch_add(1, Ordering::SeqCst) >= self.threads_max {
             counts.threads.fetch_sub(1, Ordering::SeqCst);
-            return;
+            return false;
         }
         let work = move || serve(&receiver, &counts, elastic, run);
         let spawned = std::thread::Builder::new().name(self.name.into()).stack_size(STACK_BYTES).spawn(work);
-        if let Err(error) = spawned {
-            self.counts.threads.fetch_sub(1, Ordering::SeqCst);
-            log::error!("no thread for the {} pool: {error} (raise the limit on tasks)", self.name);
+        let was_short = self.is_short.swap(spawned.is_err(), Ordering::SeqCst);
+        match spawned {
+            Ok(_) if was_short => log::info!("the {} pool gets threads again", self.name),
+            Ok(_) => {}
+            Err(error) => {
+                self.counts.threads.fetch_sub(1, Ordering::SeqCst);
+                // Once, not for every request.
+                if !was_short {
+                    log::error!("no thread for the {} pool: {error} (raise the limit on tasks)", self.name);
+                }
+                return false;
+            }
         }
+        true
     }
 
     /// Takes the jobs that have waited longer than `timeout` out of the queue. The channel can only be looked into by
@@ -237,7 +257,10 @@ fn serve<J>(receiver: &Receiver<Queued<J>>, counts: &Counts, elastic: Option<Dur
         counts.idle.lock().push(std::thread::current());
         // A job sent before the line above woke nobody: look once more before sleeping.
         if let Ok(queued) = receiver.try_recv() {
-            counts.is_still_idle();
+            // Taken off the list by somebody else: that was for another job, which must not wait for this one.
+            if !counts.is_still_idle() {
+                counts.wake_one();
+            }
             work(queued);
             continue;
         }

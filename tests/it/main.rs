@@ -25,4 +25,5 @@ mod relay;
 mod reload;
 mod routes;
 mod secrets;
+mod shortages;
 mod support_test;

@@ -11,6 +11,7 @@ pub mod fixtures;
 pub mod gate;
 pub mod proxy;
 pub mod reply;
+pub mod rest;
 pub mod sse;
 pub mod tls;
 pub mod upstream;

@@ -75,7 +75,8 @@ pub struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     endpoints: Vec<BTreeMap<String, String>>,
     environment: Vec<(String, String)>,
-    descriptors: Option<u32>,
+    /// What a shell does before it becomes the program.
+    shell: Option<String>,
     upstreams: Vec<Upstream>,
 }
 
@@ -129,8 +130,13 @@ impl Setup {
     }
 
     /// Starts the program with no more than this many descriptors, and no way to raise the limit.
-    pub fn descriptors(mut self, limit: u32) -> Self {
-        self.descriptors = Some(limit);
+    pub fn descriptors(self, limit: u32) -> Self {
+        self.through_shell(&format!("ulimit -n {limit}; exec \"$0\" \"$@\""))
+    }
+
+    /// Starts the program through this line of shell, in which `"$0" "$@"` is the program.
+    pub fn through_shell(mut self, line: &str) -> Self {
+        self.shell = Some(line.to_owned());
         self
     }
 
@@ -156,7 +162,7 @@ impl Setup {
     pub fn start(&self) -> Proxy {
         let folder = Folder::new();
         let config = folder.write("config.yaml", &self.yaml());
-        let mut command = self.descriptors.map_or_else(program, |limit| {
+        let mut command = self.shell.as_ref().map_or_else(program, |line| {
             let plain = program();
             let mut shell = Command::new("sh");
             for (name, value) in plain.get_envs() {
@@ -165,7 +171,7 @@ impl Setup {
                     None => shell.env_remove(name),
                 };
             }
-            shell.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\"")).arg(plain.get_program());
+            shell.arg("-c").arg(line).arg(plain.get_program());
             shell
         });
         command.arg("--config").arg(&config).current_dir(folder.path());
@@ -326,7 +332,7 @@ impl Proxy {
             sections: BTreeMap::new(),
             endpoints: vec![],
             environment: vec![],
-            descriptors: None,
+            shell: None,
         }
         .set("server.host", "127.0.0.1")
         .set("server.port", 0)

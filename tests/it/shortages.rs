@@ -1,0 +1,219 @@
+//! A machine that has run out of something: descriptors stand in `limits.rs`; here memory, threads, a place for the
+//! log, names. What cannot be served is told at once, and what can be served is.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::client::{Client, End, Request};
+use crate::support::gate::Gate;
+use crate::support::proxy::{Proxy, Setup};
+use crate::support::reply::Reply;
+use crate::support::rest::AtRest;
+use crate::support::upstream::Upstream;
+use crate::support::{Stopwatch, eventually, fixtures, sse, together};
+
+const MIB: usize = 1 << 20;
+
+fn large_message(bytes: usize) -> Request {
+    Request::post_message(format!(r#"{{"model":"claude-sonnet-4-5","x":"{}"}}"#, "y".repeat(bytes)))
+}
+
+/// Room for four bodies of 4 MB and ten times as many clients: the others are told so, and the memory is bounded.
+#[test]
+fn bodies_beyond_the_memory_for_them_are_a_529_at_once() {
+    let gate = Gate::closed();
+    let upstream = Upstream::always(Reply::message().after(&gate));
+    let setup = Proxy::with(&[&upstream]).set("server.workers", 64);
+    let proxy = setup.set("limits.max_buffered_bytes", 34 * MIB).start();
+    let rest = AtRest::of(&proxy);
+    let message = large_message(4 * MIB - 100);
+    let mut clients: Vec<Client> = (0..40).map(|_| proxy.connect()).collect();
+    std::thread::scope(|scope| {
+        for client in &mut clients {
+            scope.spawn(|| client.send_if_taken(&message.bytes()));
+        }
+    });
+    let (mut held, mut refused) = (Vec::new(), 0);
+    upstream.wait_requests(4);
+    eventually("all others to be told", || {
+        let told = clients.iter().filter(|client| client.has_input()).count();
+        (told == 36).then_some(())
+    });
+    for mut client in clients {
+        if client.has_input() {
+            let message = client.answer().error(529, "overloaded_error");
+            assert!(message.contains("max_buffered_bytes"), "{message}");
+            refused += 1;
+        } else {
+            held.push(client);
+        }
+    }
+    assert_eq!((held.len(), refused, upstream.count()), (4, 36, 4));
+    assert!(rest.grown_bytes(&proxy) < 60 * MIB as u64, "{} MiB more", rest.grown_bytes(&proxy) / MIB as u64);
+    // Requests that need no key have memory of their own, and small talk needs none.
+    let count = Request::new("POST", "/v1/messages/count_tokens")
+        .body(r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#);
+    assert_eq!(proxy.ask(&count).status(), 200);
+    assert_eq!(proxy.ask(&Request::get("/health")).status(), 200);
+    gate.open();
+    for mut client in held {
+        assert_eq!(client.answer().status(), 200);
+    }
+    rest.expect(&proxy);
+    assert_eq!(proxy.ask(&message).status(), 200, "what was taken came back");
+    assert_eq!(proxy.number("w1", "total_errors"), 0, "our own limits blame nobody");
+}
+
+/// Ten times the bodies that fit under `ulimit -v`: a failed allocation would end the process.
+#[test]
+fn a_limit_on_memory_is_survived_at_ten_times_the_load() {
+    let upstream = Upstream::always(Reply::message());
+    let setup = Proxy::with(&[&upstream]).set("limits.max_buffered_bytes", 64 * MIB);
+    let setup = setup.through_shell("ulimit -v 480000; exec \"$0\" \"$@\"");
+    let mut proxy = setup.start();
+    let message = large_message(4 * MIB - 100).bytes();
+    for _ in 0..2 {
+        let statuses = together(80, |_| {
+            let mut client = proxy.connect();
+            client.send_if_taken(&message);
+            client.try_head().map(|head| head.status).ok()
+        });
+        for status in statuses {
+            // A body that is refused unread may end in a reset before the client has read the answer.
+            assert!(matches!(status, Some(200 | 529) | None), "{status:?}");
+        }
+        assert!(proxy.running.is_alive());
+        assert_eq!(proxy.ask(&Request::message()).status(), 200);
+    }
+}
+
+/// The limit on a user's tasks does not bind root, so the program runs as somebody else. Needs to be root for that.
+#[test]
+fn threads_that_cannot_be_had_are_told_and_survived() {
+    let has = |tool| Path::new("/usr/bin").join(tool).exists();
+    let can_become_another = rustix::process::geteuid().is_root() && has("setpriv") && has("prlimit");
+    if !can_become_another {
+        eprintln!("skipped: only root can start the program as another user");
+        return;
+    }
+    // A user that nobody is; each run of the test another one, for the limit counts all of a user's tasks.
+    let user = 500_000 + std::process::id() % 100_000;
+    let upstream = Upstream::always(Reply::message());
+    // Main, accept, watcher, and two more.
+    let become_another =
+        format!("exec setpriv --reuid={user} --regid={user} --clear-groups prlimit --nproc=5 \"$0\" \"$@\"");
+    let setup = Proxy::with(&[&upstream]).set("server.queue_timeout", 0.5).through_shell(&become_another);
+    let mut proxy = setup.start();
+    let statuses = together(20, |_| proxy.ask(&Request::message()).status());
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 529)), "{statuses:?}");
+    assert!(statuses.contains(&200), "the one worker serves: {statuses:?}");
+    let line = proxy.wait_log("no thread for the");
+    assert!(line.contains("raise the limit on tasks"), "{line}");
+    // The last thread went to the small pool or to nobody: an answer or a refusal, but nothing waits unseen.
+    let watch = Stopwatch::start();
+    let health = proxy.ask(&Request::get("/health")).status();
+    assert!(matches!(health, 200 | 529) && watch.elapsed() < Duration::from_secs(5), "{health}");
+    assert!(proxy.running.is_alive());
+    assert_eq!(proxy.ask(&Request::message()).status(), 200);
+    let lines = proxy.running.err.all();
+    let complaints = lines.iter().filter(|line| line.contains("no thread for the worker pool")).count();
+    assert_eq!(complaints, 1, "once, not for every request: {lines:?}");
+}
+
+fn expect_serves(proxy: &mut Proxy) {
+    for request in [Request::message(), Request::stream(), Request::get("/health")] {
+        assert_eq!(proxy.ask(&request).status(), 200);
+    }
+    assert_eq!(proxy.ask(&Request::message().without("x-api-key")).status(), 401);
+    assert_eq!(proxy.number("w1", "active_requests"), 0);
+    assert!(proxy.running.is_alive());
+}
+
+/// The disk that holds the log is full, its reader is gone, or there never was one.
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let lines = [
+        "exec \"$0\" \"$@\" 2>/dev/full",
+        "exec \"$0\" \"$@\" 2>&-",
+        // A pipe whose reader has ended.
+        "mkfifo log; true <log & exec \"$0\" \"$@\" 2>log",
+    ];
+    for (line, format) in lines.iter().zip(["text", "json", "text"]) {
+        let upstream = Upstream::start();
+        let setup = Proxy::with(&[&upstream]).set("logging.format", format).set("logging.level", "trace");
+        expect_serves(&mut setup.through_shell(line).start());
+    }
+}
+
+/// Nobody reads where it says that it listens.
+#[test]
+fn a_closed_stdout_stops_nothing() {
+    let upstream = Upstream::start();
+    for stdout in ["1>&-", "1>/dev/full"] {
+        let port = free_port();
+        let setup = Proxy::with(&[&upstream]).set("server.port", port);
+        let mut proxy = setup
+            .through_shell(&format!("echo listening on http://127.0.0.1:{port}; exec \"$0\" \"$@\" {stdout}"))
+            .start();
+        eventually("the port to open", || {
+            std::net::TcpStream::connect(proxy.address()).is_ok().then_some(())
+        });
+        expect_serves(&mut proxy);
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+fn with_unknown_name(healthy: Option<&Upstream>) -> Setup {
+    let nowhere = Upstream::start();
+    let setup = Proxy::with(&[&nowhere]).endpoint(0, "api_base", "http://no-such-workspace.invalid:8080/x");
+    let setup = healthy.iter().fold(setup, |setup, healthy| setup.and_endpoint_at(healthy.address()));
+    setup.in_order().set("timeouts.connect", 2).set("load_balancer.max_attempts", 2)
+}
+
+/// Names cannot be looked up: the other workspace serves, and without one the client is told.
+#[test]
+fn a_name_without_an_address_is_a_failed_connection() {
+    let healthy = Upstream::start();
+    let proxy = with_unknown_name(Some(&healthy)).start();
+    let answer = proxy.ask(&Request::message());
+    assert_eq!((answer.status(), answer.header("x-claude-lb-endpoint")), (200, Some("w2")));
+    assert_eq!(proxy.number("w1", "total_errors"), 1);
+    let proxy = with_unknown_name(None).start();
+    let message = proxy.ask(&Request::message()).error(502, "api_error");
+    assert!(message.contains("cannot connect to w1"), "{message}");
+    proxy.wait_idle();
+}
+
+/// Every worker streams, the queue is full, everything else goes on: the answer is there before any of them ends.
+#[test]
+fn saturation_is_answered_at_once_and_says_when_to_come_back() {
+    let gate = Gate::closed();
+    let held = Reply::sse().part(sse::message_start("msg_1")).wait(&gate).part(sse::block_start());
+    let upstream = Upstream::always(held.part(sse::ending()));
+    let setup = Proxy::with(&[&upstream]).set("server.workers", 4).set("server.queue", 0);
+    let proxy = setup.set("server.queue_timeout", 600).start();
+    let mut streams: Vec<Client> = (0..4).map(|_| proxy.connect()).collect();
+    for stream in &mut streams {
+        stream.send(&Request::stream());
+        stream.head_and_body_until("message_start");
+    }
+    let answers = together(16, |place| {
+        proxy.ask(&if place % 2 == 0 { Request::message() } else { large_message(100_000) })
+    });
+    for answer in answers {
+        answer.error(529, "overloaded_error");
+        assert_eq!(answer.number("retry-after"), Some(1));
+    }
+    assert_eq!(proxy.ask(&Request::get("/health/ready")).status(), 200);
+    gate.open();
+    for mut stream in streams {
+        assert_eq!(stream.rest().1, End::Complete);
+    }
+    upstream.answer(|_| Reply::message());
+    assert_eq!(proxy.ask(&Request::message()).body, fixtures::message_json());
+}
