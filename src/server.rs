@@ -104,7 +104,7 @@ impl Server {
         log::info!("draining: {} requests may finish within {drain_timeout:?}", self.front.busy());
         self.drain();
         let until = env::now() + drain_timeout;
-        while self.front.busy() > 0 {
+        while !self.front.is_drained() {
             if signals.pending().any(|signal| signal != SIGHUP) {
                 log::warn!("second signal: ending {} requests at once", self.front.busy());
                 return false;

@@ -7,6 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -91,6 +92,15 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
             }
         }
     }
+    // What the kernel has accepted for us already may have brought its request.
+    if let Listener::Tcp(tcp) = &listener
+        && tcp.set_nonblocking(true).is_ok()
+    {
+        (0..BACKLOG).take_while(|_| accept(&listener, &plain, port, shared).is_ok()).count();
+    }
+    drop(listener);
+    shared.has_stopped_accepting.store(true, Ordering::SeqCst);
+    shared.watcher.wake();
 }
 
 /// Waits for a client, at most for a tick.

@@ -16,8 +16,10 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::env;
 use crate::http::answer::{Answer, Refusal};
@@ -141,6 +143,11 @@ struct Shared {
     bodies: Budget,
     bodies_without_key: Budget,
     is_draining: AtomicBool,
+    has_stopped_accepting: AtomicBool,
+    /// Sweeps while draining that left nothing to wait for.
+    quiet_sweeps: AtomicU64,
+    /// How many there were when nothing ran.
+    idle_since: Mutex<Option<u64>>,
 }
 
 impl Front {
@@ -155,6 +162,9 @@ impl Front {
             bodies: Budget::new(settings.buffered_bytes_max),
             bodies_without_key: Budget::new(settings.open_buffered_bytes_max),
             is_draining: AtomicBool::new(false),
+            has_stopped_accepting: AtomicBool::new(false),
+            quiet_sweeps: AtomicU64::new(0),
+            idle_since: Mutex::new(None),
             settings,
             service,
         });
@@ -183,6 +193,23 @@ impl Front {
     /// Requests that are read, queued or served.
     pub fn busy(&self) -> usize {
         self.shared.pools.busy()
+    }
+
+    /// Draining is over: nothing runs, and a look at all connections after that found no request that had arrived.
+    /// Only that order is safe: a worker parks its connection when its client may have sent the next one already.
+    pub fn is_drained(&self) -> bool {
+        let mut idle_since = self.shared.idle_since.lock();
+        if self.busy() > 0 {
+            *idle_since = None;
+            return false;
+        }
+        let sweeps = self.shared.quiet_sweeps.load(Ordering::SeqCst);
+        // One sweep may have been underway.
+        if sweeps >= *idle_since.get_or_insert(sweeps) + 2 {
+            return self.busy() == 0;
+        }
+        self.shared.watcher.wake();
+        false
     }
 
     /// Counts open client connections.
@@ -248,7 +275,8 @@ impl Shared {
             }
             Ending::Broken
         });
-        let keep = ending == Ending::Whole && !exchange.closes && !self.is_draining();
+        // What was announced holds, also when draining has begun since: the client may have sent the next request.
+        let keep = ending == Ending::Whole && !exchange.closes;
         drop(exchange);
         drop(read.share);
         drop(read.writer);

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -149,6 +150,17 @@ struct Unfinished {
     looked_at: Instant,
 }
 
+impl Unfinished {
+    /// Worth waiting for when the process is about to end: a body that is coming, or a head that has just begun.
+    fn is_arriving(&self, now: Instant, shared: &Shared) -> bool {
+        let is_body = self.until != self.head_until;
+        is_body || self.head_until.saturating_duration_since(now) + HEAD_GRACE > shared.settings.head
+    }
+}
+
+/// How long the end of the process waits for the rest of a head.
+const HEAD_GRACE: Duration = Duration::from_secs(1);
+
 /// The watcher's thread.
 pub(super) fn run(shared: &Arc<Shared>) {
     let watcher = &shared.watcher;
@@ -156,7 +168,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
     let mut watch = Watch { shared, scratch: vec![0; HEAD_BYTES_MAX + 1], unfinished: HashMap::new() };
     let mut next_sweep = env::now();
     loop {
-        let is_hurried = !watch.unfinished.is_empty() || !watcher.lingering.lock().is_empty();
+        let is_draining = shared.is_draining();
+        let is_hurried = is_draining || !watch.unfinished.is_empty() || !watcher.lingering.lock().is_empty();
         let wait = if is_hurried { LOOK_AGAIN.min(watcher.tick) } else { watcher.tick };
         events.clear();
         if let Err(error) = watcher.poller.wait(&mut events, Some(wait)) {
@@ -167,9 +180,14 @@ pub(super) fn run(shared: &Arc<Shared>) {
         for event in events.iter() {
             watch.guarded(|watch| watch.on_event(event.key, now));
         }
-        if now >= next_sweep {
+        if now >= next_sweep || is_draining {
             next_sweep = now + wait.min(LOOK_AGAIN);
+            // Asked first: what was accepted before that is swept now.
+            let has_all = is_draining && shared.has_stopped_accepting.load(Ordering::SeqCst);
             watch.guarded(|watch| watch.sweep(now));
+            if has_all && !watch.unfinished.values().any(|u| u.is_arriving(now, shared)) {
+                shared.quiet_sweeps.fetch_add(1, Ordering::SeqCst);
+            }
         }
     }
 }
@@ -218,8 +236,13 @@ impl Watch<'_> {
         for key in self.unfinished.keys().copied().collect::<Vec<_>>() {
             self.look_again(key, now);
         }
-        let expired = watcher.take_expired(now, self.shared.is_draining());
-        expired.into_iter().for_each(|parked| parked.connection.close());
+        for Parked { connection, until, .. } in watcher.take_expired(now, self.shared.is_draining()) {
+            // A request that came at the last moment is served: its event would find nobody any more.
+            match connection.available() {
+                0 => connection.close(),
+                _ => self.look(connection, Some(until), now + self.shared.settings.head, now),
+            }
+        }
         for job in self.shared.pools.overdue(now) {
             self.shared.turn_away(job, Refusal::overloaded("no worker became free in time"));
         }
