@@ -60,6 +60,11 @@ pub enum Problem {
     ModelNotString,
     /// `model` is `""`.
     ModelEmpty,
+    /// `model` is longer than any name, and would go into logs, tables and headers.
+    ModelTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
     /// `model` is a string that has no text: a broken escape, a lone surrogate, a raw control character.
     ModelUnreadable {
         /// Where the string begins.
@@ -87,6 +92,9 @@ impl fmt::Display for Problem {
             Self::ModelMissing => f.write_str("`model` is missing"),
             Self::ModelNotString => f.write_str("`model` must be a string"),
             Self::ModelEmpty => f.write_str("`model` must not be empty"),
+            Self::ModelTooLong { bytes } => {
+                write!(f, "`model` has {bytes} bytes; no name is longer than {MODEL_BYTES_MAX}")
+            }
             Self::ModelUnreadable { at } => {
                 write!(f, "`model` is not a valid JSON string (it begins at byte {at})")
             }
@@ -185,6 +193,9 @@ fn user_id_of(cursor: &mut Cursor<'_>) -> Result<Option<String>, Fault> {
     Ok(user_id)
 }
 
+/// The longest model name, in bytes. Real ones have about 40.
+const MODEL_BYTES_MAX: usize = 512;
+
 fn model_name(body: &[u8], at: &Range<usize>) -> Result<String, Problem> {
     let token = &body[at.clone()];
     if !token.starts_with(b"\"") {
@@ -192,6 +203,7 @@ fn model_name(body: &[u8], at: &Range<usize>) -> Result<String, Problem> {
     }
     match json::decode(token) {
         Some(name) if name.is_empty() => Err(Problem::ModelEmpty),
+        Some(name) if name.len() > MODEL_BYTES_MAX => Err(Problem::ModelTooLong { bytes: name.len() }),
         Some(name) => Ok(name),
         None => Err(Problem::ModelUnreadable { at: at.start }),
     }
@@ -307,9 +319,12 @@ mod tests {
             assert!(spliced.starts_with("{\"a\":\"é\",\"model\":\"".as_bytes()));
             assert!(spliced.ends_with(b"\",\"z\":[1, 2]}"));
         };
-        for name in ["x", "with \"quotes\" and \\", "line\nbreak\u{0}", "你好", &"m".repeat(1 << 20)] {
+        for name in ["x", "with \"quotes\" and \\", "line\nbreak\u{0}", "你好", &"m".repeat(MODEL_BYTES_MAX)]
+        {
             check(name);
         }
+        let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(1 << 20));
+        assert_eq!(scan(long.as_bytes()), Err(Problem::ModelTooLong { bytes: 1 << 20 }));
 
         let body = br#"{"mod\u0065l":"d\u0065f"}"#;
         assert_eq!(splice_model(body, &scan(body).unwrap(), "def"), None);

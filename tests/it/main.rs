@@ -14,6 +14,7 @@ mod cooling;
 mod error_bodies;
 mod failover_stream;
 mod fuzzing;
+mod hostile_bodies;
 mod lifecycle;
 mod limits;
 mod models;
