@@ -15,6 +15,7 @@ mod error_bodies;
 mod failover_stream;
 mod fuzzing;
 mod hostile_bodies;
+mod hostile_clients;
 mod lifecycle;
 mod limits;
 mod models;

@@ -273,6 +273,11 @@ impl Client {
         self.socket.write_all(bytes).ok();
     }
 
+    /// The same; false once the proxy takes no more.
+    pub fn sends(&mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).is_ok()
+    }
+
     /// Says that nothing more will be sent, and goes on reading.
     pub fn finish_sending(&mut self) {
         self.socket.shutdown(Shutdown::Write).expect("a live socket");
@@ -306,6 +311,14 @@ impl Client {
         let peeked = self.socket.peek(&mut [0; 1]);
         self.socket.set_nonblocking(false).expect("a live socket");
         !matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// The same, after waiting for it this long.
+    pub fn has_input_within(&self, patience: Duration) -> bool {
+        self.socket.set_read_timeout(Some(patience)).expect("a live socket");
+        let peeked = self.socket.peek(&mut [0; 1]);
+        self.socket.set_read_timeout(Some(DEADLINE)).expect("a live socket");
+        !matches!(peeked, Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 
     /// What one single read brings: proof of what was sent together.

@@ -9,6 +9,7 @@
 pub mod client;
 pub mod fixtures;
 pub mod gate;
+pub mod hostile;
 pub mod proxy;
 pub mod reply;
 pub mod rest;
