@@ -13,6 +13,7 @@ mod command_line;
 mod cooling;
 mod error_bodies;
 mod failover_stream;
+mod fault_sweep;
 mod fuzzing;
 mod hostile_bodies;
 mod hostile_clients;

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod client;
+pub mod cutter;
 pub mod fixtures;
 pub mod gate;
 pub mod hostile;
