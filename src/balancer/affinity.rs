@@ -3,6 +3,10 @@
 //! A prompt cache lives in one workspace, and reading from it costs a tenth of the input price. So a conversation is
 //! bound to the endpoint it was sent to first, as long as the cache there can be warm: 5 minutes after its last use, or
 //! 60 when the request asks for the long cache (`"ttl":"1h"`, Anthropic's documentation on prompt caching).
+//!
+//! A conversation between two turns is idle but not gone: its next request comes in seconds. So it still counts as
+//! load where it is bound, for a moment. Else every pause would look like room, newcomers would be put there, and the
+//! conversation would be crowded out of its own cache. What that is worth, and how it was measured: `docs/ROUTING.md`.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,6 +15,9 @@ use super::EndpointId;
 
 /// Bindings that are remembered. A team of a thousand has a few thousand conversations at once.
 const BINDINGS_MAX: usize = 16 * 1024;
+
+/// How fast the hope fades that a conversation comes back after an answer. Tools mostly run for a few seconds.
+const RETURN_HALF_LIFE: Duration = Duration::from_secs(4);
 
 /// One conversation: the hash of session, agent and model. A collision costs a cache hit and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +45,43 @@ pub struct Counts {
 struct Binding {
     endpoint: EndpointId,
     until: Instant,
+    /// Where it went last while its endpoint was too busy: an older part of it is cached there.
+    detour: Option<EndpointId>,
+    /// When it was answered last; `None` while it asks.
+    answered: Option<Instant>,
+}
+
+/// How many conversations an endpoint expects back soon. Each counts 1 when it was answered, and fades.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Returns {
+    sum: f64,
+    at: Option<Instant>,
+}
+
+impl Returns {
+    /// In thousandths of a request, as the strategies count.
+    pub fn expected_thousandths(&self, now: Instant) -> u64 {
+        (1000.0 * self.expected(now)).round() as u64
+    }
+
+    /// A conversation was answered.
+    pub fn await_one(&mut self, now: Instant) {
+        *self = Self { sum: self.expected(now) + 1.0, at: Some(now) };
+    }
+
+    /// A conversation that was answered at `answered` asks again.
+    pub fn came(&mut self, answered: Instant, now: Instant) {
+        *self = Self { sum: (self.expected(now) - fading(answered, now)).max(0.0), at: Some(now) };
+    }
+
+    fn expected(&self, now: Instant) -> f64 {
+        self.at.map_or(0.0, |at| self.sum * fading(at, now))
+    }
+}
+
+/// What is left of 1 after the time from `at` to `now`.
+fn fading(at: Instant, now: Instant) -> f64 {
+    (-now.saturating_duration_since(at).as_secs_f64() / RETURN_HALF_LIFE.as_secs_f64()).exp2()
 }
 
 /// The bindings.
@@ -54,12 +98,42 @@ impl Affinity {
         self.bindings.get(&session.key).filter(|binding| now < binding.until).map(|binding| binding.endpoint)
     }
 
+    /// Where it went last while its endpoint was too busy.
+    pub fn detour(&self, session: Session) -> Option<EndpointId> {
+        self.bindings.get(&session.key).and_then(|binding| binding.detour)
+    }
+
+    /// It went elsewhere this once.
+    pub fn note_detour(&mut self, session: Session, endpoint: EndpointId) {
+        if let Some(binding) = self.bindings.get_mut(&session.key) {
+            binding.detour = Some(endpoint);
+        }
+    }
+
     /// Binds it, or keeps its binding fresh.
     pub fn bind(&mut self, session: Session, endpoint: EndpointId, now: Instant) {
         if self.bindings.len() >= BINDINGS_MAX && !self.bindings.contains_key(&session.key) {
             self.make_room(now);
         }
-        self.bindings.insert(session.key, Binding { endpoint, until: now + session.idle });
+        let fresh = Binding { endpoint, until: now, detour: None, answered: None };
+        let binding = self.bindings.entry(session.key).or_insert(fresh);
+        if binding.endpoint != endpoint {
+            *binding = fresh;
+        }
+        binding.until = now + session.idle;
+    }
+
+    /// The conversation asks. Where it is bound, and when it was answered last, if it was awaited there.
+    pub fn asks(&mut self, session: Session) -> Option<(EndpointId, Instant)> {
+        let binding = self.bindings.get_mut(&session.key)?;
+        Some((binding.endpoint, binding.answered.take()?))
+    }
+
+    /// The conversation was answered. Where it is bound, and awaited from now on.
+    pub fn answered(&mut self, session: Session, now: Instant) -> Option<EndpointId> {
+        let binding = self.bindings.get_mut(&session.key)?;
+        binding.answered = Some(now);
+        Some(binding.endpoint)
     }
 
     /// The conversation was used until now; says nothing if it was bound elsewhere meanwhile.
@@ -86,11 +160,12 @@ impl Affinity {
     }
 }
 
-/// True when an endpoint with `active` requests may take another of its own conversations: up to four at once always,
-/// and up to one and a half times its fair share of `total` requests (this one included) in both lists.
-pub fn may_stay(active: usize, total: usize, weight: u64, weights: u64) -> bool {
-    let wanted = active as u128 + 1;
-    wanted <= 4 || 2 * wanted * u128::from(weights) <= 3 * total as u128 * u128::from(weight)
+/// True when an endpoint with this load may take another request of its own conversations: up to four at once always,
+/// and up to one and a half times its fair share of the `total` load. Load is requests running and conversations
+/// expected back, in thousandths; the total includes the new request.
+pub fn may_stay(load: u64, total: u64, weight: u64, weights: u64) -> bool {
+    let wanted = u128::from(load) + 1000;
+    wanted <= 4000 || 2 * wanted * u128::from(weights) <= 3 * u128::from(total) * u128::from(weight)
 }
 
 #[cfg(test)]
@@ -134,11 +209,47 @@ mod tests {
 
     #[test]
     fn four_may_always_stay_and_more_up_to_half_above_the_fair_share() {
-        for (active, total, expected) in
-            [(0, 1, true), (3, 4, true), (4, 5, false), (4, 14, true), (5, 15, false)]
-        {
-            assert_eq!(may_stay(active, total, 1, 4), expected, "{active} of {total}");
+        for (load, total, expected) in [
+            (0, 1_000, true),
+            (3_000, 4_000, true),
+            (3_001, 5_000, false),
+            (4_000, 14_000, true),
+            (5_000, 15_000, false),
+        ] {
+            assert_eq!(may_stay(load, total, 1, 4), expected, "{load} of {total}");
         }
-        assert!(may_stay(7, 20, 2, 5) && !may_stay(12, 20, 2, 5));
+        assert!(may_stay(7_000, 20_000, 2, 5) && !may_stay(12_000, 20_000, 2, 5));
+    }
+
+    #[test]
+    fn whoever_was_answered_is_awaited_for_a_moment() {
+        let (mut returns, start) = (Returns::default(), crate::env::now());
+        let later = start + RETURN_HALF_LIFE;
+        returns.await_one(start);
+        returns.await_one(start);
+        assert_eq!(returns.expected_thousandths(start), 2000);
+        assert_eq!(returns.expected_thousandths(later), 1000);
+        returns.came(start, later);
+        assert_eq!(returns.expected_thousandths(later), 500, "the other one is awaited still");
+        returns.came(start, later + RETURN_HALF_LIFE);
+        returns.came(start, later + RETURN_HALF_LIFE);
+        assert_eq!(returns.expected_thousandths(later + RETURN_HALF_LIFE), 0, "never below nothing");
+    }
+
+    #[test]
+    fn a_binding_knows_its_detour_until_it_moves() {
+        let (mut affinity, now) = (Affinity::default(), crate::env::now());
+        let (here, there, third) = (EndpointId(1), EndpointId(2), EndpointId(3));
+        affinity.note_detour(session(7), there);
+        assert_eq!(affinity.detour(session(7)), None, "it is not bound");
+        affinity.bind(session(7), here, now);
+        affinity.note_detour(session(7), there);
+        affinity.bind(session(7), here, now);
+        assert_eq!(affinity.detour(session(7)), Some(there));
+        assert_eq!(affinity.answered(session(7), now), Some(here));
+        assert_eq!(affinity.asks(session(7)), Some((here, now)));
+        assert_eq!(affinity.asks(session(7)), None, "it came back only once");
+        affinity.bind(session(7), third, now);
+        assert_eq!(affinity.detour(session(7)), None);
     }
 }

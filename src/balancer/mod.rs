@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use crate::anthropic::model::glob_matches;
 use crate::outcome::{KeepOut, Outcome, Verdict};
 use crate::retry;
-use affinity::{Affinity, Session};
+use affinity::{Affinity, Returns, Session};
 use breaker::{Breaker, State, Ticket};
 use cooldown::{Cooldowns, Parked};
 use strategy::{Candidate, Strategy};
@@ -130,6 +130,7 @@ struct Member<T> {
     last_was_good: bool,
     recent: f64,
     recent_at: Instant,
+    returns: Returns,
 }
 
 impl<T> Member<T> {
@@ -145,6 +146,7 @@ impl<T> Member<T> {
             last_was_good: true,
             recent: 0.0,
             recent_at: now,
+            returns: Returns::default(),
         }
     }
 
@@ -228,14 +230,17 @@ impl<T> Balancer<T> {
     /// endpoint whose last result was good if there is one, and any other is charged to the retry budget.
     pub fn pick(self: &Arc<Self>, ask: Ask<'_>, now: Instant) -> Result<Lease<T>, Unavailable> {
         let mut inner = self.inner.lock();
+        let session = ask.session.filter(|_| inner.settings.session_affinity);
+        if let Some(session) = session {
+            inner.came_back(session, now);
+        }
         let mut candidates = inner.eligible(ask, now);
         if !ask.tried.is_empty() && candidates.iter().any(|c| inner.members[c.index].last_was_good) {
             candidates.retain(|c| inner.members[c.index].last_was_good);
         }
-        let session = ask.session.filter(|_| inner.settings.session_affinity);
         let bound = session.map(|session| inner.standing(session, ask, &candidates, now));
         let index = match bound {
-            Some(Standing::Free(index)) => index,
+            Some(Standing::Free(index) | Standing::Busy(Some(index)) | Standing::Out(Some(index))) => index,
             _ => {
                 let Inner { settings, credit, rng, .. } = &mut *inner;
                 let chosen = strategy::choose(settings.strategy, &candidates, credit, rng);
@@ -346,10 +351,11 @@ impl<T> Balancer<T> {
 enum Standing {
     /// It can take the request.
     Free(usize),
-    /// It has too much to do, or has just failed this very request: the binding is kept.
-    Busy,
-    /// Broken, cooling, parked or gone: the conversation moves.
-    Out,
+    /// It has too much to do, or has just failed this very request: the binding is kept. With the endpoint of the
+    /// last detour, if that can take it.
+    Busy(Option<usize>),
+    /// Broken, cooling, parked or gone: the conversation moves; to the endpoint of the last detour, if that can take it.
+    Out(Option<usize>),
     /// There is none.
     Unbound,
 }
@@ -372,6 +378,7 @@ impl<T> Inner<T> {
         let candidate = |(index, m): (usize, &Member<T>)| Candidate {
             index,
             active: m.active,
+            awaited: if self.settings.session_affinity { m.returns.expected_thousandths(now) } else { 0 },
             weight: (u64::from(m.endpoint.weight) * m.breaker.share(now)).max(1),
             recent: m.recent(now),
         };
@@ -389,18 +396,44 @@ impl<T> Inner<T> {
     /// How the endpoint that a conversation is bound to can take this request.
     fn standing(&self, session: Session, ask: Ask<'_>, candidates: &[Candidate], now: Instant) -> Standing {
         let Some(id) = self.affinity.bound(session, now) else { return Standing::Unbound };
-        let Some(index) = self.members.iter().position(|m| m.id == id) else { return Standing::Out };
-        if let Some(candidate) = candidates.iter().find(|c| c.index == index) {
-            let total = 1 + candidates.iter().map(|c| c.active).sum::<usize>();
-            let weights = candidates.iter().map(|c| c.weight).sum();
-            let stays = affinity::may_stay(candidate.active, total, candidate.weight, weights);
-            return if stays { Standing::Free(index) } else { Standing::Busy };
+        let total = 1000 + candidates.iter().map(Candidate::load).sum::<u64>();
+        let weights = candidates.iter().map(|c| c.weight).sum();
+        let may_take = |id: EndpointId| {
+            let candidate = candidates.iter().find(|c| self.members[c.index].id == id)?;
+            affinity::may_stay(candidate.load(), total, candidate.weight, weights).then_some(candidate.index)
+        };
+        if let Some(index) = may_take(id) {
+            return Standing::Free(index);
         }
-        let member = &self.members[index];
-        let is_out = !member.endpoint.serves(ask.model)
-            || member.breaker.state(now) != State::Closed
-            || member.cooldowns.hold(ask.model, now).is_some();
-        if is_out { Standing::Out } else { Standing::Busy }
+        let detour = self.affinity.detour(session).and_then(may_take);
+        let is_out = self.members.iter().find(|m| m.id == id).is_none_or(|m| {
+            !m.endpoint.serves(ask.model)
+                || m.cooldowns.hold(ask.model, now).is_some()
+                || (m.breaker.state(now) != State::Closed
+                    && !candidates.iter().any(|c| self.members[c.index].id == id))
+        });
+        if is_out { Standing::Out(detour) } else { Standing::Busy(detour) }
+    }
+
+    /// The conversation asks again: it is no longer awaited, but here.
+    fn came_back(&mut self, session: Session, now: Instant) {
+        if let Some((id, answered)) = self.affinity.asks(session)
+            && let Some(member) = self.member(id)
+        {
+            member.returns.came(answered, now);
+        }
+    }
+
+    /// The conversation was answered by this endpoint: its cache is warm there, and its next request is expected
+    /// where it is bound, which is elsewhere after a detour.
+    fn answered(&mut self, session: Session, by: EndpointId, now: Instant) {
+        self.came_back(session, now);
+        self.affinity.used(session, by, now);
+        if let Some(id) = self.affinity.answered(session, now)
+            && let Some(member) = self.member(id)
+        {
+            member.returns.await_one(now);
+        }
     }
 
     /// Counts where a conversation's request went, and binds it there unless it is only passing.
@@ -408,11 +441,11 @@ impl<T> Inner<T> {
         let (id, counts) = (self.members[index].id, &mut self.affinity.counts);
         match standing {
             Standing::Free(_) => counts.hits += 1,
-            Standing::Busy => {
+            Standing::Busy(_) => {
                 counts.detours += 1;
-                return;
+                return self.affinity.note_detour(session, id);
             }
-            Standing::Out => counts.moves += 1,
+            Standing::Out(_) => counts.moves += 1,
             Standing::Unbound => counts.new += 1,
         }
         self.affinity.bind(session, id, now);
@@ -501,7 +534,7 @@ impl<T> Lease<T> {
             Verdict::Failure | Verdict::Neutral => {}
         }
         if let Some(session) = used {
-            inner.affinity.used(session, self.id, now);
+            inner.answered(session, self.id, now);
         }
         drop(inner);
         notices

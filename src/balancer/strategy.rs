@@ -18,10 +18,19 @@ pub struct Candidate {
     pub index: usize,
     /// Requests it is serving.
     pub active: usize,
+    /// Conversations between two turns that are expected back soon, in thousandths of a request; 0 without affinity.
+    pub awaited: u64,
     /// Its weight in thousandths, already lowered while it recovers. Never 0.
     pub weight: u64,
     /// How much it was used lately; old use fades.
     pub recent: f64,
+}
+
+impl Candidate {
+    /// Requests running and expected, in thousandths.
+    pub fn load(&self) -> u64 {
+        1000 * self.active as u64 + self.awaited
+    }
 }
 
 /// Picks one candidate. `credit` is the running credit of each endpoint for smooth round robin, by
@@ -39,13 +48,15 @@ pub fn choose(
     }
 }
 
-/// The smallest (active + 1) / weight; among equals the least used lately for its weight; then chance.
+/// The smallest (load + 1) / weight; among equals the least used lately for its weight; then chance.
 fn least_requests(candidates: &[Candidate], rng: &mut fastrand::Rng) -> Option<usize> {
     use std::cmp::Ordering;
     let load = |a: &Candidate, b: &Candidate| {
         // Cross-multiplied, so that equal loads compare as equal.
-        let (left, right) =
-            ((a.active as u128 + 1) * u128::from(b.weight), (b.active as u128 + 1) * u128::from(a.weight));
+        let (left, right) = (
+            u128::from(a.load() + 1000) * u128::from(b.weight),
+            u128::from(b.load() + 1000) * u128::from(a.weight),
+        );
         left.cmp(&right).then_with(|| {
             (a.recent * b.weight as f64).partial_cmp(&(b.recent * a.weight as f64)).unwrap_or(Ordering::Equal)
         })
@@ -109,7 +120,8 @@ mod tests {
     use super::*;
 
     fn candidates(weights: &[u64]) -> Vec<Candidate> {
-        let one = |(index, &weight)| Candidate { index, active: 0, weight: weight * 1000, recent: 0.0 };
+        let one =
+            |(index, &weight)| Candidate { index, active: 0, awaited: 0, weight: weight * 1000, recent: 0.0 };
         weights.iter().enumerate().map(one).collect()
     }
 
@@ -158,6 +170,15 @@ mod tests {
             list[0].recent = 1.0;
             assert_eq!(least_requests(&list, &mut rng), Some(expected), "{active:?}");
         }
+    }
+
+    #[test]
+    fn whoever_is_expected_back_counts() {
+        let (mut list, mut rng) = (candidates(&[1, 1]), fastrand::Rng::with_seed(1));
+        (list[0].active, list[1].awaited) = (1, 900);
+        assert_eq!(least_requests(&list, &mut rng), Some(1));
+        list[1].awaited = 1100;
+        assert_eq!(least_requests(&list, &mut rng), Some(0));
     }
 
     #[test]

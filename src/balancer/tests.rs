@@ -355,6 +355,39 @@ fn a_busy_home_is_left_for_once_and_an_outage_for_good() {
     assert_eq!((counts.new, counts.detours, counts.moves), (1, 1, 1), "{counts:?}");
 }
 
+/// A pause between two turns looked like room: newcomers were put there and crowded the conversation out.
+#[test]
+fn a_conversation_in_its_pause_still_counts_where_it_is_bound() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+    let first = balancer.pick(ask_for(1), now).unwrap();
+    let home = first.id();
+    // Used lately by others, so that an equal load would lead home.
+    for _ in 0..3 {
+        balancer.pick(Ask { tried: &[home], ..ask("m") }, now).unwrap().finish(&Outcome::Completed, now);
+    }
+    first.finish(&Outcome::Completed, now);
+    assert_ne!(balancer.pick(ask_for(2), now).unwrap().id(), home, "it is expected back in a moment");
+    let later = now + Duration::from_secs(60);
+    assert_eq!(balancer.pick(ask_for(3), later).unwrap().id(), home, "and after a while no longer");
+}
+
+#[test]
+fn detours_lead_to_the_same_place_again() {
+    let now = crate::env::now();
+    let balancer = balancer((0..4).map(|i| endpoint(&i.to_string())).collect(), now);
+    let _busy: Vec<_> = (0..4).map(|_| balancer.pick(ask_for(1), now).unwrap()).collect();
+    let first = balancer.pick(ask_for(1), now).unwrap();
+    let place = first.id();
+    // As busy as the others, and used more: the strategy alone would go elsewhere.
+    first.finish(&Outcome::Completed, now);
+    for _ in 0..5 {
+        let again = balancer.pick(ask_for(1), now).unwrap();
+        assert_eq!(again.id(), place);
+        again.finish(&Outcome::Completed, now);
+    }
+}
+
 #[test]
 fn a_failure_within_a_request_does_not_move_the_conversation() {
     let now = crate::env::now();

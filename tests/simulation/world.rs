@@ -1,0 +1,217 @@
+//! Forty minutes of virtual time: agents ask, a policy chooses, workspaces answer. No socket, no pause, no clock.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::{Duration, Instant};
+
+use claude_lb::balancer::Lease;
+use claude_lb::outcome::{Meaning, Outcome};
+
+use crate::policy::{Kind, Policy, Refused, WORKSPACES};
+use crate::workload::{Agent, Next, SESSIONS, Turn};
+use crate::workspace::Workspace;
+
+/// How long a run lasts.
+const LENGTH: Duration = Duration::from_secs(40 * 60);
+/// How often the load is looked at apart from that.
+const SAMPLE: Duration = Duration::from_secs(1);
+/// With fewer requests in flight, balance means nothing.
+const IN_FLIGHT_MIN: usize = 4;
+/// As the configuration has it by default.
+const MAX_ATTEMPTS: usize = 3;
+
+/// What one run came to, or several.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    pub requests: u64,
+    pub input: u64,
+    pub cached: u64,
+    /// 429s that the workspaces answered.
+    pub limited: u64,
+    /// The busiest workspace's load over the mean one, as each request finds it.
+    pub imbalance: Vec<f64>,
+    /// The same once a second, whether or not anything begins.
+    pub imbalance_by_clock: Vec<f64>,
+}
+
+impl Tally {
+    /// Of all input tokens, those read from a cache.
+    pub fn cached_share(&self) -> f64 {
+        self.cached as f64 / self.input as f64
+    }
+
+    /// What the input cost, over its price without any caching: a token read costs 0.1, every other is written at 1.25.
+    pub fn relative_cost(&self) -> f64 {
+        0.1 * self.cached_share() + 1.25 * (1.0 - self.cached_share())
+    }
+
+    pub fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.input += other.input;
+        self.cached += other.cached;
+        self.limited += other.limited;
+        self.imbalance.extend(other.imbalance);
+        self.imbalance_by_clock.extend(other.imbalance_by_clock);
+    }
+}
+
+/// The value that 95 % do not exceed.
+pub fn p95(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() * 95 / 100]
+}
+
+/// What happens at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Ask { agent: usize },
+    FirstToken { agent: usize },
+    Answered { agent: usize },
+    Sample,
+}
+
+/// A request that a workspace has let in.
+struct Running {
+    lease: Lease<usize>,
+    turn: Turn,
+}
+
+struct World {
+    policy: Policy,
+    quota: Option<u64>,
+    workspaces: Vec<Workspace>,
+    agents: Vec<Agent>,
+    /// By agent: each waits for its answer before it goes on.
+    running: Vec<Option<Running>>,
+    /// Requests at each workspace.
+    loads: [usize; WORKSPACES],
+    /// Sub-agents at work, by session.
+    subs: Vec<usize>,
+    /// The number keeps events of one moment in the order in which they were planned.
+    events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
+    planned: u64,
+    tally: Tally,
+}
+
+/// One run.
+pub fn run(kind: Kind, seed: u64, quota: Option<u64>) -> Tally {
+    let start = claude_lb::env::now();
+    let mut world = World {
+        policy: Policy::new(kind, seed, start),
+        quota,
+        workspaces: (0..WORKSPACES).map(|_| Workspace::default()).collect(),
+        agents: Vec::new(),
+        running: Vec::new(),
+        loads: [0; WORKSPACES],
+        subs: vec![0; SESSIONS],
+        events: BinaryHeap::new(),
+        planned: 0,
+        tally: Tally::default(),
+    };
+    for session in 0..SESSIONS {
+        let (begin, agent) = Agent::main(session, seed);
+        world.enter(agent, start + begin);
+    }
+    world.plan(start + SAMPLE, Event::Sample);
+    while let Some(Reverse((now, _, event))) = world.events.pop() {
+        if now >= start + LENGTH {
+            break;
+        }
+        world.happen(event, now);
+    }
+    world.tally
+}
+
+impl World {
+    fn plan(&mut self, at: Instant, event: Event) {
+        self.planned += 1;
+        self.events.push(Reverse((at, self.planned, event)));
+    }
+
+    fn enter(&mut self, agent: Agent, at: Instant) {
+        self.agents.push(agent);
+        self.running.push(None);
+        self.plan(at, Event::Ask { agent: self.agents.len() - 1 });
+    }
+
+    fn happen(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Ask { agent } => self.ask(agent, now),
+            Event::FirstToken { agent } => {
+                let running = self.running[agent].as_ref().expect("it is being answered");
+                self.workspaces[**running.lease.payload()].write(&running.turn, now);
+            }
+            Event::Answered { agent } => {
+                let running = self.running[agent].take().expect("it is being answered");
+                self.loads[**running.lease.payload()] -= 1;
+                running.lease.finish(&Outcome::Completed, now);
+                self.follow(agent, now);
+            }
+            Event::Sample => {
+                self.tally.imbalance_by_clock.extend(imbalance(&self.loads));
+                self.plan(now + SAMPLE, Event::Sample);
+            }
+        }
+    }
+
+    /// Attempt after attempt, as `messages` does it.
+    fn ask(&mut self, agent: usize, now: Instant) {
+        let turn = self.agents[agent].ask();
+        let mut tried: Vec<Refused> = Vec::new();
+        let mut wait = Duration::from_secs(1);
+        while tried.len() < MAX_ATTEMPTS {
+            let lease = match self.policy.pick(&turn, self.agents[agent].session, &tried, now) {
+                Ok(lease) => lease,
+                Err(longer) => {
+                    wait = longer;
+                    break;
+                }
+            };
+            let number = **lease.payload();
+            if let Some(service) = self.workspaces[number].admit(&turn, self.quota, now) {
+                self.tally.requests += 1;
+                self.tally.input += turn.input;
+                self.tally.cached += service.cached;
+                self.loads[number] += 1;
+                self.tally.imbalance.extend(imbalance(&self.loads));
+                self.running[agent] = Some(Running { lease, turn });
+                self.plan(now + service.first_token, Event::FirstToken { agent });
+                return self.plan(now + service.whole, Event::Answered { agent });
+            }
+            self.tally.limited += 1;
+            tried.push(Refused { id: lease.id(), number });
+            let limited = Outcome::Refused { status: 429, retry_after: None, meaning: Meaning::Other };
+            lease.finish(&limited, now);
+        }
+        self.plan(now + wait, Event::Ask { agent });
+    }
+
+    /// What an agent does after an answer.
+    fn follow(&mut self, agent: usize, now: Instant) {
+        let session = self.agents[agent].session;
+        match self.agents[agent].next() {
+            Next::Turn(pause) => self.plan(now + pause, Event::Ask { agent }),
+            Next::Burst(subs) => {
+                self.subs[session] = subs.len();
+                for (delay, sub) in subs {
+                    self.enter(sub, now + delay);
+                }
+            }
+            Next::Done => {
+                self.subs[session] -= 1;
+                if self.subs[session] == 0 {
+                    // The main loops came first, so a session's number is its main loop's.
+                    self.plan(now, Event::Ask { agent: session });
+                }
+            }
+        }
+    }
+}
+
+/// The busiest workspace's load over the mean one, while there is enough to speak of balance.
+fn imbalance(loads: &[usize]) -> Option<f64> {
+    let total: usize = loads.iter().sum();
+    let busiest = loads.iter().max()?;
+    (total >= IN_FLIGHT_MIN).then(|| (busiest * loads.len()) as f64 / total as f64)
+}
