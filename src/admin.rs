@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::balancer::{Balancer, EndpointView};
 use crate::http::answer::Answer;
+use crate::messages::learned::Views;
 
 /// 200 as long as the process answers at all.
 pub fn live() -> Answer {
@@ -54,7 +55,7 @@ pub struct ProcessNumbers {
 }
 
 /// /stats: the five fields that older tools read, and the finer truth.
-pub fn stats<T>(balancer: &Balancer<T>, process: ProcessNumbers, now: Instant) -> Answer {
+pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, now: Instant) -> Answer {
     #[derive(Serialize)]
     struct Hold<'a> {
         model: Option<&'a str>,
@@ -78,6 +79,7 @@ pub fn stats<T>(balancer: &Balancer<T>, process: ProcessNumbers, now: Instant) -
     struct Stats<'a> {
         endpoints: Vec<Endpoint<'a>>,
         affinity: Affinity,
+        compat: Views,
         process: ProcessNumbers,
     }
     #[derive(Serialize)]
@@ -119,7 +121,7 @@ pub fn stats<T>(balancer: &Balancer<T>, process: ProcessNumbers, now: Instant) -
             holds: holds.collect(),
         }
     }
-    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, process };
+    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, compat, process };
     Answer::json(200, serde_json::to_vec(&stats).unwrap_or_default())
 }
 

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::anthropic::compat::Path;
 use crate::anthropic::model::Families;
 use crate::balancer::{self, Balancer, breaker};
-use crate::config::{self, AuthMode, Config};
+use crate::config::{self, AuthMode, CompatMode, Config};
 use crate::env;
-use crate::messages::Messages;
+use crate::messages::{Compat, Messages};
 use crate::relay::Limits;
 use crate::routes::Keys;
 use crate::upstream::{CachingResolver, Network, Tls, Workspace};
@@ -76,7 +77,7 @@ impl App {
             AuthMode::Key => config.auth.keys.iter().map(|k| (k.name.clone(), k.key.clone())).collect(),
         };
         Ok(Self {
-            messages: messages(config, balancer),
+            messages: messages(config, balancer, previous),
             keys: Keys::new(keys, config.auth.protect_admin),
             body_bytes_max: config.limits.max_body_bytes,
             config: config.clone(),
@@ -92,7 +93,7 @@ impl App {
     }
 }
 
-fn messages(config: &Config, balancer: Arc<Balancer<Workspace>>) -> Messages {
+fn messages(config: &Config, balancer: Arc<Balancer<Workspace>>, previous: Option<&App>) -> Messages {
     let models = &config.models;
     Messages {
         balancer,
@@ -105,6 +106,12 @@ fn messages(config: &Config, balancer: Arc<Balancer<Workspace>>) -> Messages {
         max_attempts: config.load_balancer.max_attempts,
         first_byte: config.timeouts.first_byte,
         limits: Limits { idle: config.timeouts.idle, heartbeat: config.timeouts.heartbeat },
+        compat: Compat {
+            learns: config.compat.mode == CompatMode::Learn,
+            strip: config.compat.strip.iter().filter_map(|place| Path::configured(place)).collect(),
+            // What was learned belongs to the endpoints, not to one reading of the file.
+            memory: previous.map(|app| Arc::clone(&app.messages.compat.memory)).unwrap_or_default(),
+        },
     }
 }
 

@@ -221,7 +221,10 @@ impl Host {
         match target {
             Target::Live => admin::live(),
             Target::Ready => admin::ready(balancer, self.is_draining.load(Ordering::SeqCst), now),
-            Target::Stats => admin::stats(balancer, self.process_numbers(now), now),
+            Target::Stats => {
+                let compat = app.messages.compat.memory.snapshot(now);
+                admin::stats(balancer, compat, self.process_numbers(now), now)
+            }
             Target::Reset => admin::reset(balancer),
             Target::Reload => match self.reload() {
                 Ok(()) => admin::reloaded(),

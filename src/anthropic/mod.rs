@@ -1,6 +1,7 @@
 //! The words of Anthropic's Messages API: bytes in, values out. Pure; knows no clock, socket, lock or log.
 
 pub mod body;
+pub mod compat;
 pub mod error;
 pub mod json;
 pub mod model;

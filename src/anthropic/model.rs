@@ -52,6 +52,17 @@ pub fn map_model<'a>(asked: &'a str, map: &'a [(String, String)], families: &'a 
     }
 }
 
+/// True for the name of a Claude model of 4.5 or older, in whatever spelling it goes upstream: those know no adaptive
+/// thinking. False when the name tells no version.
+pub fn is_4_5_or_older(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let Some((_, rest)) = name.split_once("claude-") else { return false };
+    let family = ["sonnet-", "opus-", "haiku-"].into_iter().find_map(|family| rest.strip_prefix(family));
+    let Some((major, rest)) = version_part(family.unwrap_or(rest)) else { return false };
+    let minor = rest.strip_prefix(['-', '.']).and_then(version_part).map_or(0, |(minor, _)| minor);
+    (major, minor) <= OLDEST
+}
+
 /// Matches a whole text against a pattern of literal characters, `*` (any run, also none) and `?` (one character).
 /// Remembers one star only, so the time is at most the product of both lengths.
 pub fn glob_matches(pattern: &str, text: &str) -> bool {
@@ -234,6 +245,33 @@ mod tests {
         ];
         for (asked, sent) in table {
             assert_eq!(map_model(asked, &[], &families()), sent, "{asked}");
+        }
+    }
+
+    #[test]
+    fn versions_that_know_no_adaptive_thinking() {
+        for name in [
+            "databricks-claude-sonnet-4-5",
+            "databricks-claude-opus-4-1",
+            "databricks-claude-sonnet-4",
+            "databricks-claude-3-7-sonnet",
+            "system.ai.claude-haiku-4-5",
+            "claude-sonnet-4-20250514",
+            "anthropic.claude-sonnet-4.5",
+        ] {
+            assert!(is_4_5_or_older(name), "{name}");
+        }
+        for name in [
+            "databricks-claude-opus-4-6",
+            "databricks-claude-sonnet-5",
+            "databricks-claude-opus-5-5",
+            "databricks-claude-sonnet-4-10",
+            "my-sonnet",
+            "claude-instant",
+            "gpt-4",
+            "",
+        ] {
+            assert!(!is_4_5_or_older(name), "{name}");
         }
     }
 

@@ -68,6 +68,14 @@ impl<T> Endpoint<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndpointId(u64);
 
+#[cfg(test)]
+impl EndpointId {
+    /// Any number, for tests of rooms that only compare.
+    pub const fn for_tests(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// What a request needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {

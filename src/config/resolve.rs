@@ -12,6 +12,7 @@ use super::{
     Compat, CompatMode, Config, Limits, LoadBalancer, LogFormat, Logging, Models, Server, Strategy, Timeouts,
     Tls, Usage, auth, endpoint,
 };
+use crate::anthropic::compat::Path;
 
 /// The meaning of a text, or all its problems. The file's name is filled in by the caller.
 pub fn resolve(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Problems> {
@@ -137,8 +138,26 @@ fn compat(raw: raw::Compat, reader: &mut Reader<'_>) -> Compat {
     let modes = &[("learn", CompatMode::Learn), ("off", CompatMode::Off)];
     Compat {
         mode: choice(raw.mode, modes, reader).unwrap_or(CompatMode::Learn),
-        strip: names(raw.strip, reader),
+        strip: strip(raw.strip, reader),
     }
+}
+
+/// Places that requests can do without; of a misspelt one the operator would only hear from a workspace.
+fn strip(field: Field<Vec<At<Text>>>, reader: &mut Reader<'_>) -> Vec<String> {
+    const PLACES_MAX: usize = 32;
+    let mut places = Vec::new();
+    for at in field.section() {
+        let place = at.place.clone();
+        let Some(text) = name(at, reader) else { continue };
+        if Path::configured(&text).is_none() {
+            reader
+                .report(&place, "is no place that can be left out (write for example tools.*.defer_loading)");
+        } else if places.len() == PLACES_MAX {
+            reader.report(&place, format!("is one too many: at most {PLACES_MAX} places"));
+        }
+        places.push(text);
+    }
+    places
 }
 
 fn usage(field: Field<raw::Usage>, reader: &mut Reader<'_>) -> Option<Usage> {

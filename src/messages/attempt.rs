@@ -20,7 +20,7 @@ use crate::outcome::{Outcome, retry_after};
 use crate::relay::body::{Body, Ended as BodyEnded, gather};
 use crate::relay::stream::{Ended as StreamEnded, Stream};
 use crate::relay::{Downstream, Limits};
-use crate::upstream::{Abort, Incoming, SendError, SendErrorKind, Wait, Workspace};
+use crate::upstream::{Abort, Incoming, Outgoing, SendError, SendErrorKind, Wait, Workspace};
 
 /// The largest error body that is read.
 const ERROR_BYTES_MAX: usize = 256 * 1024;
@@ -64,6 +64,10 @@ pub(super) struct Attempt<'a> {
     pub(super) messages: &'a Messages,
     pub(super) exchange: &'a Exchange,
     pub(super) prepared: &'a Prepared<'a>,
+    /// What goes out this time.
+    pub(super) outgoing: Outgoing<'a>,
+    /// Called when the workspace takes the request, before the client sees anything of the answer.
+    pub(super) accepted: &'a dyn Fn(),
     pub(super) downstream: &'a Rc<Downstream>,
     pub(super) id: &'a str,
     /// Attempts so far, this one included.
@@ -79,7 +83,7 @@ impl Attempt<'_> {
             until: env::now() + self.messages.first_byte,
             heartbeat_head: self.prepared.facts.stream.then(|| heads::heartbeat(self.id, self.exchange)),
         });
-        let incoming = match workspace.send(&self.prepared.outgoing(), &wait) {
+        let incoming = match workspace.send(&self.outgoing, &wait) {
             Ok(incoming) => incoming,
             Err(error) => return self.not_sent(error, workspace),
         };
@@ -94,6 +98,7 @@ impl Attempt<'_> {
             return self.refused(incoming, workspace);
         }
         if content_type.starts_with("text/event-stream") {
+            (self.accepted)();
             return self.stream(incoming, marks);
         }
         if content_type.starts_with("text/html") {
@@ -103,6 +108,7 @@ impl Attempt<'_> {
             let why = format!("{} answered a stream with {content_type:?}", workspace.name);
             return End::failed(Failure::local(502, &why), Outcome::NoAnswer, why);
         }
+        (self.accepted)();
         self.body(incoming, marks, workspace)
     }
 

@@ -2,14 +2,16 @@
 //!
 //! Prepare once, then attempt after attempt until one has given the client its answer, or until the rules say that
 //! the client must see how the last one failed. Reads from top to bottom in that order:
-//! `prepare` the bytes, take a lease, run an `attempt`, settle the lease with the
-//! outcome, ask [`retry`] what follows, and at the end write the access line.
+//! `prepare` the bytes, take a lease, give its endpoint a `turn` (an `attempt`, or more when it refuses a field), settle
+//! the lease with the outcome, ask [`retry`] what follows, and at the end write the access line.
 
 mod attempt;
 mod heads;
+pub mod learned;
 mod notices;
 mod prepare;
 mod surface;
+mod turn;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,9 +26,12 @@ use crate::outcome::Outcome;
 use crate::relay::{Downstream, Limits};
 use crate::retry::{self, Next};
 use crate::upstream::Workspace;
-use attempt::{Attempt, Attempted, End};
+use attempt::Attempted;
 use prepare::Prepared;
 use surface::Surface;
+use turn::{Turn, Turned};
+
+pub use turn::Compat;
 
 /// What all message requests share.
 pub struct Messages {
@@ -42,6 +47,8 @@ pub struct Messages {
     pub first_byte: Duration,
     /// Silence, and when to fill it.
     pub limits: Limits,
+    /// What is left out of requests.
+    pub compat: Compat,
 }
 
 impl Messages {
@@ -82,25 +89,17 @@ impl Messages {
         };
         loop {
             tried.push(lease.id());
-            record.begin_attempt(&lease.payload().name);
-            let attempt = Attempt {
-                messages: self,
-                exchange,
-                prepared,
-                downstream,
-                id: &record.id.clone(),
-                made: tried.len(),
-            };
-            let End { attempted, outcome, report } = attempt.run(lease.payload());
-            let Report { why, status, request_id, usage } = report;
-            record.end_attempt(&outcome, status, usage);
-            record.shown_id = request_id.unwrap_or_default();
+            let turn = Turn { messages: self, exchange, prepared, downstream, lease: &lease };
+            let Turned { attempted, outcome, why, is_final } = turn.run(record);
             self.settle(lease, &outcome, &why);
             let failure = match attempted {
                 Attempted::Answered(ending) => return ending,
                 Attempted::Failed(failure) => failure,
             };
-            let next = retry::next(&outcome, tried.len() as u32, self.max_attempts);
+            let next = match is_final {
+                true => Next::Surface,
+                false => retry::next(&outcome, tried.len() as u32, self.max_attempts),
+            };
             lease = match self.next_lease(next, &tried, prepared, downstream) {
                 Some(lease) => lease,
                 None => {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::Messages;
 use crate::anthropic::body::{self, Facts};
-use crate::anthropic::model::map_model;
+use crate::anthropic::compat::without_adaptive;
+use crate::anthropic::model::{is_4_5_or_older, map_model};
 use crate::anthropic::session::session_of_user_id;
 use crate::balancer::affinity::Session;
 use crate::balancer::{Ask, EndpointId};
@@ -25,6 +26,8 @@ pub(super) struct Prepared<'a> {
     headers: Vec<(&'a str, &'a str)>,
     query: Option<&'a str>,
     session: Option<Session>,
+    /// Adaptive thinking became enabled thinking, because the model is too old for it.
+    pub(super) is_downgraded: bool,
 }
 
 impl Prepared<'_> {
@@ -33,13 +36,14 @@ impl Prepared<'_> {
         Ask { model: &self.model, tried, session: self.session }
     }
 
-    /// The same for every attempt.
+    /// The same for every attempt, but for what an endpoint does not take.
     pub(super) fn outgoing(&self) -> Outgoing<'_> {
         Outgoing { query: self.query, headers: &self.headers, body: &self.body }
     }
 }
 
-/// Scans the body, decides the model, and picks the headers that go along. Nothing but the model's name is changed.
+/// Scans the body, decides the model, and picks the headers that go along. Nothing is changed but the model's name, and
+/// adaptive thinking for a model that does not know it.
 pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result<Prepared<'a>, Refusal> {
     let facts = body::scan(&exchange.body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
     let model = map_model(&facts.model, &messages.map, &messages.families).into_owned();
@@ -48,11 +52,15 @@ pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result
         Some(spliced) => Cow::Owned(spliced),
         None => Cow::Borrowed(&exchange.body[..]),
     };
+    let older =
+        if messages.compat.learns && is_4_5_or_older(&model) { without_adaptive(&body) } else { None };
+    let is_downgraded = older.is_some();
+    let body = older.map_or(body, Cow::Owned);
     let head = &exchange.head;
     let connection = head.header("connection");
     let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
     let session = session(head, &facts, &model);
-    Ok(Prepared { facts, model, body, headers, query: head.query(), session })
+    Ok(Prepared { facts, model, body, headers, query: head.query(), session, is_downgraded })
 }
 
 /// How long the usual prompt cache and the long one stay warm (Anthropic's documentation on prompt caching).

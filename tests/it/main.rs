@@ -10,6 +10,7 @@ mod architecture;
 mod attempts;
 mod choosing;
 mod command_line;
+mod compat;
 mod cooling;
 mod error_bodies;
 mod failover_stream;

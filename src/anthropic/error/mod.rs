@@ -9,6 +9,7 @@ mod readable;
 mod token;
 
 pub use meaning::{Meaning, meaning};
+pub(super) use readable::innermost_message;
 
 use serde::Serialize;
 use serde_json::Value;

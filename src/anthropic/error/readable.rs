@@ -32,7 +32,7 @@ pub(super) fn message(status: u16, content_type: Option<&str>, body: &[u8]) -> S
 }
 
 /// The message inside JSON, and inside JSON that is that message in turn.
-pub(super) fn innermost_message(text: &str) -> Option<String> {
+pub(in crate::anthropic) fn innermost_message(text: &str) -> Option<String> {
     let mut innermost: Option<String> = None;
     for _ in 0..WRAPPINGS_MAX {
         let tree: Value = match serde_json::from_str(innermost.as_deref().unwrap_or(text)) {

@@ -161,6 +161,12 @@ fn values_of_the_wrong_kind() {
         "compat:\n  strip:\n    - a\n    - 1\n",
         &["c.yaml:9: compat.strip[1]: must be a text, not a number (put it in quotes)"],
     );
+    check_after(
+        "compat: { strip: [ a.b, tools.*.name ] }\n",
+        &[
+            "c.yaml:6: compat.strip[1]: is no place that can be left out (write for example tools.*.defer_loading)",
+        ],
+    );
     check(
         "auth: { api_key: k }\nendpoints: { a: b }\n",
         &["c.yaml:2: endpoints: must be a list (lines that begin with `-`, or [ ]), not a mapping"],

@@ -1,0 +1,130 @@
+//! Adaptive thinking for models that do not know it.
+//!
+//! Models up to 4.5 take `{"type":"enabled","budget_tokens":N}` and refuse `{"type":"adaptive"}`. The client chose by
+//! the name it asked for; when another model serves it, the words have to change with it.
+
+use std::ops::Range;
+
+use crate::anthropic::json::{self, Cursor};
+
+/// The smallest budget that the API takes.
+const BUDGET_MIN: u64 = 1_024;
+
+/// The body with enabled instead of adaptive thinking, or `None` when there is nothing to change. The budget is 80 % of
+/// `max_tokens`, at least 1,024; then `max_tokens` grows by the budget where it would not exceed it. What else stands
+/// in `thinking` stays.
+pub fn without_adaptive(body: &[u8]) -> Option<Vec<u8>> {
+    // Most bodies for these models have none; the word is found faster than its place.
+    memchr::memmem::find(body, b"\"adaptive\"")?;
+    let (mut thinking, mut max_tokens) = (None, None);
+    let mut cursor = Cursor::new(body);
+    let walked = cursor.members(|cursor, key| {
+        let key = cursor.bytes(key);
+        let value = cursor.value()?;
+        if json::is_name(key, "thinking") {
+            thinking = Some(value);
+        } else if json::is_name(key, "max_tokens") {
+            max_tokens = Some(value);
+        }
+        Ok(())
+    });
+    walked.ok()?;
+    let (thinking, max_at) = (thinking?, max_tokens?);
+    let (kind, budget_at) = parts(body, thinking)?;
+    let max = json::count(&body[max_at.clone()])?;
+    let budget = (max / 5 * 4 + max % 5 * 4 / 5).max(BUDGET_MIN);
+    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    match budget_at {
+        Some(at) => {
+            edits.push((kind, "\"enabled\"".into()));
+            edits.push((at, budget.to_string()));
+        }
+        None => edits.push((kind, format!("\"enabled\",\"budget_tokens\":{budget}"))),
+    }
+    if max <= budget {
+        edits.push((max_at, max.checked_add(budget)?.to_string()));
+    }
+    edits.sort_by_key(|(at, _)| at.start);
+    let mut changed = Vec::with_capacity(body.len() + 32);
+    let mut copied = 0;
+    for (at, text) in edits {
+        changed.extend_from_slice(&body[copied..at.start]);
+        changed.extend_from_slice(text.as_bytes());
+        copied = at.end;
+    }
+    changed.extend_from_slice(&body[copied..]);
+    Some(changed)
+}
+
+/// Where `"adaptive"` stands in a `thinking` object, and its budget if it has one.
+fn parts(body: &[u8], thinking: Range<usize>) -> Option<(Range<usize>, Option<Range<usize>>)> {
+    let from = thinking.start;
+    let mut cursor = Cursor::new(&body[thinking]);
+    let (mut kind, mut budget) = (None, None);
+    let walked = cursor.members(|cursor, key| {
+        let key = cursor.bytes(key);
+        let value = cursor.value()?;
+        if json::is_name(key, "type") {
+            kind = Some(value);
+        } else if json::is_name(key, "budget_tokens") {
+            budget = Some(value);
+        }
+        Ok(())
+    });
+    walked.ok()?;
+    let moved = |range: Range<usize>| range.start + from..range.end + from;
+    let kind = moved(kind?);
+    (&body[kind.clone()] == b"\"adaptive\"").then(|| (kind, budget.map(moved)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adaptive_becomes_enabled_with_a_budget() {
+        let table = [
+            (
+                r#"{"max_tokens":32000,"thinking":{"type":"adaptive"}}"#,
+                r#"{"max_tokens":32000,"thinking":{"type":"enabled","budget_tokens":25600}}"#,
+            ),
+            (
+                r#"{"thinking": { "type" : "adaptive" , "display":"omitted"},"max_tokens":10}"#,
+                r#"{"thinking": { "type" : "enabled","budget_tokens":1024 , "display":"omitted"},"max_tokens":1034}"#,
+            ),
+            (
+                r#"{"max_tokens":1024,"thinking":{"type":"adaptive"}}"#,
+                r#"{"max_tokens":2048,"thinking":{"type":"enabled","budget_tokens":1024}}"#,
+            ),
+            (
+                r#"{"max_tokens":1025,"thinking":{"type":"adaptive"}}"#,
+                r#"{"max_tokens":1025,"thinking":{"type":"enabled","budget_tokens":1024}}"#,
+            ),
+            (
+                r#"{"max_tokens":64001,"thinking":{"budget_tokens":7,"type":"adaptive"}}"#,
+                r#"{"max_tokens":64001,"thinking":{"budget_tokens":51200,"type":"enabled"}}"#,
+            ),
+        ];
+        for (body, wanted) in table {
+            let changed = without_adaptive(body.as_bytes()).unwrap_or_else(|| panic!("{body}"));
+            assert_eq!(String::from_utf8_lossy(&changed), wanted, "{body}");
+        }
+    }
+
+    #[test]
+    fn everything_else_stays() {
+        for body in [
+            r#"{"max_tokens":32000,"thinking":{"type":"enabled","budget_tokens":5}}"#,
+            r#"{"max_tokens":32000,"thinking":{"type":"disabled"}}"#,
+            r#"{"max_tokens":32000,"x":{"thinking":{"type":"adaptive"}}}"#,
+            r#"{"max_tokens":32000,"thinking":"adaptive"}"#,
+            r#"{"max_tokens":"adaptive","thinking":{"type":"adaptive"}}"#,
+            r#"{"thinking":{"type":"adaptive"}}"#,
+            r#"{"max_tokens":18446744073709551615,"thinking":{"x":"adaptive"}}"#,
+            r#"{"thinking":{"type":"adaptive"}"#,
+            r#"["adaptive"]"#,
+        ] {
+            assert_eq!(without_adaptive(body.as_bytes()), None, "{body}");
+        }
+    }
+}
