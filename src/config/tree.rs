@@ -70,19 +70,36 @@ pub fn parse(text: &str) -> Result<Node, NotYaml> {
     if let Some(problem) = control_character(text) {
         return Err(problem);
     }
+    let too_many = |most: usize, which: &str| {
+        let what = format!("holds more than {most} brackets{which} (is it the right file?)");
+        Err(NotYaml { line: None, what })
+    };
     if text.bytes().filter(|byte| b"[{".contains(byte)).count() > BRACKETS_MAX {
-        return Err(NotYaml {
-            line: None,
-            what: format!("holds more than {BRACKETS_MAX} brackets (is it the right file?)"),
-        });
+        return too_many(BRACKETS_MAX, "");
+    }
+    if open_at_once(text) > OPEN_MAX {
+        return too_many(OPEN_MAX, " that are open at once");
     }
     let mut walk = Walk::new(None);
     walk.run(text).map_err(|error| not_yaml(text, &walk, &error))
 }
 
+/// How many brackets are open where most are, wherever they stand.
+fn open_at_once(text: &str) -> usize {
+    let (mut open, mut most) = (0usize, 0);
+    for byte in text.bytes().filter(|byte| b"[]{}".contains(byte)) {
+        open = if b"[{".contains(&byte) { open + 1 } else { open.saturating_sub(1) };
+        most = most.max(open);
+    }
+    most
+}
+
 /// For each token, libyaml (0.2.11) looks at every open bracket: half a megabyte of `[` takes it minutes. A
 /// thousand endpoints in flow style have a few thousand.
 const BRACKETS_MAX: usize = 10_000;
+
+/// Ten thousand of them open, and commas behind, still took a minute. Keys need five; texts may hold some more.
+const OPEN_MAX: usize = 200;
 
 /// The line of a node, counted from 1. `None` if the text has no such node, or its lines can be counted in
 /// two ways.

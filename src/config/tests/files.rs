@@ -88,6 +88,9 @@ fn hostile_files_are_answered() {
     let brackets = "c.yaml: holds more than 10000 brackets (is it the right file?)";
     check(&"[".repeat(500_000), &[brackets]);
     check(&"{a: ".repeat(100_000), &[brackets]);
+    // Found beside the fuzzing: as many as were allowed, and commas, took a minute.
+    let open = "c.yaml: holds more than 200 brackets that are open at once (is it the right file?)";
+    check(&format!("a: {}{}", "[".repeat(9_990), "a,".repeat(200_000)), &[open]);
     check(
         &"a\n".repeat(100_000),
         &["c.yaml: holds a text, where sections such as `auth:` and `endpoints:` belong (see \
