@@ -17,9 +17,9 @@ WORKDIR /build
 
 # The dependencies alone, behind a stub: this layer stays until Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
+RUN mkdir -p src tests/it benches/proxies \
  && echo '//! Stub.' > src/lib.rs \
- && echo 'fn main() {}' | tee src/main.rs > tests/it/main.rs \
+ && echo 'fn main() {}' | tee src/main.rs tests/it/main.rs > benches/proxies/main.rs \
  && cargo build --locked --release --target "$(uname -m)-unknown-linux-musl"
 
 # The program. `touch`, because the copied files may be older than the stub's build.
