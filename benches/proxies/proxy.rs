@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::meter;
@@ -16,6 +17,9 @@ const CERTIFICATE_AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/
 /// How long a process may take to end before it is killed.
 const END: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
+
+/// The process under test, for whoever has to end it before its time.
+static UNDER_TEST: Mutex<Option<u32>> = Mutex::new(None);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
@@ -139,7 +143,12 @@ impl Proxy {
         let log = File::create(folder.join(format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let begin = clock();
-        let child = command.spawn()?;
+        let child = {
+            let mut under_test = UNDER_TEST.lock();
+            let child = command.spawn()?;
+            *under_test = Some(child.id());
+            child
+        };
         let mut running = Running { child, port, family: Vec::new(), first_answer_ns: 0 };
         running.first_answer_ns = running.await_answer(begin, self.kind.patience()).map_err(|why| {
             let log = fs::read_to_string(folder.join(format!("{name}.log"))).unwrap_or_default();
@@ -183,12 +192,28 @@ impl Drop for Running {
                 _ => break,
             }
         }
+        let mut under_test = UNDER_TEST.lock();
         if let Ok(None) = self.child.try_wait() {
-            for member in family.iter().rev().filter_map(|id| Pid::from_raw(*id as i32)) {
-                let _ = kill_process(member, Signal::KILL);
-            }
+            kill(&family);
             let _ = self.child.wait();
         }
+        *under_test = None;
+    }
+}
+
+/// Ends the process under test and its children at once. The caller must end, too: the lock stays taken, so that no
+/// other one is started.
+pub fn kill_under_test() {
+    let under_test = UNDER_TEST.lock();
+    if let Some(id) = *under_test {
+        kill(&meter::family(id));
+    }
+    std::mem::forget(under_test);
+}
+
+fn kill(family: &[u32]) {
+    for member in family.iter().rev().filter_map(|id| Pid::from_raw(*id as i32)) {
+        let _ = kill_process(member, Signal::KILL);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
-use crate::proxy::{Kind, Proxy};
+use crate::proxy::{self, Kind, Proxy};
 use crate::report::Report;
 use crate::scenario::{Bench, SCENARIOS, Scenario};
 use crate::workspaces::Workspaces;
@@ -54,6 +54,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     let proxies = proxies(&options);
     raise_descriptors();
     let folder = Folder::new()?;
+    end_on_signals(folder.0.clone())?;
     let workspaces = Workspaces::start()?;
     let bench = Bench {
         workspaces: &workspaces,
@@ -159,6 +160,20 @@ fn proxies(options: &Options) -> Vec<Proxy> {
 fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// A run that is interrupted leaves no process and no folder behind.
+fn end_on_signals(folder: PathBuf) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            proxy::kill_under_test();
+            let _ = fs::remove_dir_all(&folder);
+            std::process::exit(128 + signal);
+        }
+    })?;
+    Ok(())
 }
 
 /// A folder of our own that goes when the run ends.
