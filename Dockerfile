@@ -17,9 +17,9 @@ WORKDIR /build
 
 # The dependencies alone, behind a stub: this layer stays until Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it tests/soak \
+RUN mkdir -p src tests/it tests/soak tests/simulation benches/proxies \
  && echo '//! Stub.' > src/lib.rs \
- && echo 'fn main() {}' | tee src/main.rs tests/soak/main.rs > tests/it/main.rs \
+ && for stub in src tests/it tests/soak tests/simulation benches/proxies; do echo 'fn main() {}' > $stub/main.rs; done \
  && cargo build --locked --release --target "$(uname -m)-unknown-linux-musl"
 
 # The program. `touch`, because the copied files may be older than the stub's build.
