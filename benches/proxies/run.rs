@@ -139,8 +139,8 @@ fn proxies(options: &Options) -> Vec<Proxy> {
     let mut wanted = vec![
         (Kind::Direct, options.claude_lb.clone()),
         (Kind::ClaudeLb, options.claude_lb.clone()),
-        (Kind::Haproxy, "haproxy".into()),
-        (Kind::Nginx, "nginx".into()),
+        (Kind::Haproxy, installed("haproxy")),
+        (Kind::Nginx, installed("nginx")),
     ];
     match &options.litellm {
         Some(folder) => wanted.push((Kind::Litellm, folder.join("bin/litellm"))),
@@ -154,6 +154,12 @@ fn proxies(options: &Options) -> Vec<Proxy> {
         }
     }
     found
+}
+
+/// Debian installs servers where an ordinary user's search path does not lead.
+fn installed(name: &str) -> PathBuf {
+    let usual = Path::new("/usr/sbin").join(name);
+    if usual.exists() { usual } else { name.into() }
 }
 
 /// 1,000 streams have 2,000 connections here, and as many in a proxy, which inherits the limit.
