@@ -134,10 +134,14 @@ struct World {
     second: Option<Upstream>,
 }
 
+const SHORT: f64 = 0.5;
+const LONG: f64 = 12.0;
+
 const SECOND: &str = "msg_second";
 
 impl World {
-    fn new(setup: Setup, has_second: bool) -> Self {
+    /// `patience` in seconds: short where silence is waited for, long where it would only be a slow machine.
+    fn new(setup: Setup, has_second: bool, patience: f64) -> Self {
         let second = has_second.then(|| {
             let upstream = Upstream::start();
             upstream.answer(|request| match memchr::memmem::find(&request.body, b"\"stream\":true") {
@@ -152,9 +156,9 @@ impl World {
             .set("load_balancer.circuit_breaker_threshold", 1_000)
             // The only endpoint would be asked again after a pause; that rule has a test of its own.
             .set("load_balancer.max_attempts", if has_second { 3 } else { 1 })
-            .set("timeouts.first_byte", 0.25)
-            .set("timeouts.idle", 0.25)
-            .set("timeouts.connect", 0.25);
+            .set("timeouts.first_byte", patience)
+            .set("timeouts.idle", patience)
+            .set("timeouts.connect", patience);
         Self { proxy: setup.start(), second }
     }
 
@@ -240,9 +244,10 @@ fn expect_as_far(what: &str, wire: &Wire, came: Came, has_second: bool, stalls: 
 
 fn sweep(wire: &Wire, how: Break, has_second: bool) {
     let first = Upstream::start();
-    let world = World::new(Proxy::with(&[&first]), has_second);
+    let patience = if how == Break::Stall { SHORT } else { LONG };
+    let world = World::new(Proxy::with(&[&first]), has_second, patience);
     let request = if wire.is_stream { Request::stream() } else { Request::message() };
-    let step = if how == Break::Stall { 4 } else { 1 };
+    let step = if how == Break::Stall { 9 } else { 1 };
     for place in wire.places().into_iter().step_by(step) {
         let reply = Reply::garbage(&wire.bytes[..place]);
         first.queue([match how {
@@ -284,7 +289,7 @@ fn silence_anywhere() {
 #[test]
 fn a_body_longer_than_its_length_taints_no_other_answer() {
     let first = Upstream::start();
-    let world = World::new(Proxy::with(&[&first]), false);
+    let world = World::new(Proxy::with(&[&first]), false, LONG);
     for _ in 0..5 {
         let body = fixtures::message_json();
         let tail = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nTAINT";
@@ -315,7 +320,7 @@ fn nobody_there_and_a_black_hole() {
     let (_socket, _fill, hole) = black_hole();
     together(4, |index| {
         let (address, has_second) = ([dead.address(), hole][index / 2], index % 2 == 0);
-        let world = World::new(at(address), has_second);
+        let world = World::new(at(address), has_second, SHORT);
         for request in [Request::message(), Request::stream()] {
             let answer = world.ask(["refused", "blackholed"][index / 2], &request);
             assert_eq!(answer.status(), if has_second { 200 } else { 502 });
@@ -337,8 +342,9 @@ fn tls_cut_or_silent_anywhere() {
     together(6, |index| {
         let how = [Break::Close, Break::Reset, Break::Stall][index / 2];
         let cutter = Cutter::before(workspace.address());
-        let world = World::new(https(cutter.address()), index % 2 == 0);
-        let step = if how == Break::Stall { 3 } else { 1 };
+        let patience = if how == Break::Stall { SHORT } else { LONG };
+        let world = World::new(https(cutter.address()), index % 2 == 0, patience);
+        let step = if how == Break::Stall { 4 } else { 1 };
         for &place in places.iter().step_by(step) {
             cutter.set(place, how);
             let what = format!("TLS, {how:?} after {place} bytes, second: {}", index % 2 == 0);
@@ -347,7 +353,7 @@ fn tls_cut_or_silent_anywhere() {
     });
     eventually("the workspace to be reached in the end", || {
         let cutter = Cutter::before(workspace.address());
-        let world = World::new(https(cutter.address()), false);
+        let world = World::new(https(cutter.address()), false, LONG);
         (world.ask("TLS, not cut", &Request::stream()).status() == 200).then_some(())
     });
 }
@@ -360,7 +366,7 @@ fn the_wrong_protocol() {
     together(4, |index| {
         let has_second = index % 2 == 0;
         let setup = if index < 2 { https(plain.address()) } else { at(tls.address()) };
-        let answer = World::new(setup, has_second).ask("the wrong protocol", &Request::message());
+        let answer = World::new(setup, has_second, SHORT).ask("the wrong protocol", &Request::message());
         assert_eq!(answer.status(), if has_second { 200 } else { 502 });
     });
 }

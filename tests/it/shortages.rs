@@ -125,7 +125,7 @@ fn expect_serves(proxy: &mut Proxy) {
         assert_eq!(proxy.ask(&request).status(), 200);
     }
     assert_eq!(proxy.ask(&Request::message().without("x-api-key")).status(), 401);
-    assert_eq!(proxy.number("w1", "active_requests"), 0);
+    proxy.wait_idle();
     assert!(proxy.running.is_alive());
 }
 

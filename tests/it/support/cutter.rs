@@ -4,7 +4,8 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 /// What happens behind the last byte that passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ struct Shared {
     passes: AtomicUsize,
     how: Mutex<Break>,
     stop: AtomicBool,
-    sockets: Mutex<Vec<TcpStream>>,
+    sockets: Mutex<Vec<Weak<TcpStream>>>,
 }
 
 /// The relay; gone when dropped.
@@ -66,7 +67,8 @@ impl Cutter {
 impl Drop for Cutter {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        for socket in self.shared.sockets.lock().expect("no holder panics").iter() {
+        let sockets = std::mem::take(&mut *self.shared.sockets.lock().expect("no holder panics"));
+        for socket in sockets.iter().filter_map(Weak::upgrade) {
             // One that is closed already has nothing left to stop.
             socket.shutdown(Shutdown::Both).ok();
         }
@@ -77,31 +79,35 @@ impl Drop for Cutter {
 fn relay(shared: &Shared, client: TcpStream) -> Option<()> {
     let how = *shared.how.lock().expect("no holder panics");
     let mut left = shared.passes.load(Ordering::SeqCst);
-    let mut target = TcpStream::connect(shared.target).ok()?;
+    let (client, target) = (Arc::new(client), Arc::new(TcpStream::connect(shared.target).ok()?));
     for socket in [&client, &target] {
         socket.set_nodelay(true).ok();
-        shared.sockets.lock().expect("no holder panics").push(socket.try_clone().ok()?);
+        shared.sockets.lock().expect("no holder panics").push(Arc::downgrade(socket));
     }
-    let (mut up_from, mut up_to) = (client.try_clone().ok()?, target.try_clone().ok()?);
-    std::thread::spawn(move || {
-        std::io::copy(&mut up_from, &mut up_to).ok();
+    let (up_from, up_to) = (Arc::clone(&client), Arc::clone(&target));
+    let upwards = std::thread::spawn(move || {
+        std::io::copy(&mut &*up_from, &mut &*up_to).ok();
         up_to.shutdown(Shutdown::Both).ok();
     });
     let mut piece = [0; 16 * 1024];
     while left > 0 {
         let most = left.min(piece.len());
-        let count = target.read(&mut piece[..most]).ok().filter(|&count| count > 0)?;
-        (&client).write_all(&piece[..count]).ok()?;
+        let count = (&*target).read(&mut piece[..most]).ok().filter(|&count| count > 0);
+        let Some(count) = count else { break };
+        (&*client).write_all(&piece[..count]).ok()?;
         left -= count;
     }
     match how {
-        // Until the other side gives up; the copying above sees it.
-        Break::Stall => {}
-        Break::Reset => {
-            socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).ok();
+        // Until the other side gives up, which ends the copying above.
+        Break::Stall if left == 0 => {}
+        Break::Reset if left == 0 => {
+            // No other handle may be left: only the last one that is closed resets.
+            client.shutdown(Shutdown::Read).ok();
             target.shutdown(Shutdown::Both).ok();
+            upwards.join().ok();
+            socket2::SockRef::from(&*client).set_linger(Some(Duration::ZERO)).ok();
         }
-        Break::Close => {
+        _ => {
             client.shutdown(Shutdown::Both).ok();
             target.shutdown(Shutdown::Both).ok();
         }
