@@ -8,6 +8,7 @@
 pub mod affinity;
 pub mod breaker;
 pub mod cooldown;
+mod lease;
 pub mod strategy;
 mod view;
 
@@ -17,13 +18,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::anthropic::model::glob_matches;
-use crate::outcome::{KeepOut, Outcome, Verdict};
 use crate::retry;
 use affinity::{Affinity, Returns, Session};
-use breaker::{Breaker, State, Ticket};
+use breaker::{Breaker, State};
 use cooldown::{Cooldowns, Parked};
 use strategy::{Candidate, Strategy};
 
+pub use lease::Lease;
 pub use view::EndpointView;
 
 /// How fast recent use fades.
@@ -485,81 +486,6 @@ impl<T> Member<T> {
             State::Closed | State::HalfOpen => now,
         };
         self.cooldowns.hold(model, now).map_or(breaker, |hold| hold.until.max(breaker))
-    }
-}
-
-/// One request's place at one endpoint. Finishing consumes it; dropping it releases it and blames nobody.
-pub struct Lease<T> {
-    balancer: Arc<Balancer<T>>,
-    payload: Arc<T>,
-    model: String,
-    session: Option<Session>,
-    /// Until the breaker has it back.
-    ticket: Option<Ticket>,
-    id: EndpointId,
-    is_doubtful: bool,
-}
-
-impl<T> Lease<T> {
-    /// What the caller does its work with.
-    pub fn payload(&self) -> &Arc<T> {
-        &self.payload
-    }
-
-    /// The endpoint, for [`Ask::tried`].
-    pub fn id(&self) -> EndpointId {
-        self.id
-    }
-
-    /// Gives the slot back and tells how it went. Returns what changed for the log.
-    pub fn finish(mut self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
-        let blame = outcome.blame();
-        let mut inner = self.balancer.inner.lock();
-        let settings = inner.settings.breaker;
-        // A model that is missing everywhere is the client's to hear of, each time.
-        let others =
-            inner.members.iter().filter(|m| m.id != self.id && m.endpoint.serves(&self.model)).count();
-        let keep_out = blame.keep_out.filter(|what| *what != KeepOut::ModelLong || others > 0);
-        let (Some(member), Some(ticket)) = (inner.member(self.id), self.ticket.take()) else {
-            return Vec::new();
-        };
-        member.errors += u64::from(blame.is_error);
-        let (mut notices, mut used) = (Vec::new(), None);
-        let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
-        if let Some(change) = member.breaker.settle(ticket, blame.verdict, now, settings) {
-            notice(Change::Breaker(change));
-        }
-        if let Some(parked) = keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now)) {
-            notice(Change::Parked(parked));
-        }
-        match blame.verdict {
-            Verdict::Success => {
-                used = self.session;
-                member.cooldowns.forgive(&self.model);
-                member.last_was_good = true;
-            }
-            Verdict::Failure | Verdict::Neutral if blame.is_error => member.last_was_good = false,
-            Verdict::Failure | Verdict::Neutral => {}
-        }
-        if let Some(session) = used {
-            inner.answered(session, self.id, now);
-        }
-        drop(inner);
-        notices
-        // `self` drops here and gives the slot back, as for every other way out.
-    }
-}
-
-impl<T> Drop for Lease<T> {
-    fn drop(&mut self) {
-        let mut inner = self.balancer.inner.lock();
-        inner.doubtful_retries -= usize::from(self.is_doubtful);
-        if let Some(member) = inner.member(self.id) {
-            member.active -= 1;
-            if let Some(ticket) = self.ticket {
-                member.breaker.release(ticket);
-            }
-        }
     }
 }
 

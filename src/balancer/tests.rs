@@ -1,7 +1,7 @@
 //! The balancer's laws: stories, then random operations against a naive model.
 
 use super::*;
-use crate::outcome::Meaning;
+use crate::outcome::{Meaning, Outcome};
 
 type Plain = Balancer<()>;
 

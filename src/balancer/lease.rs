@@ -1,0 +1,84 @@
+//! One request's place at one endpoint: taken by a pick, given back however the request ends.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::affinity::Session;
+use super::breaker::Ticket;
+use super::{Balancer, Change, EndpointId, Notice};
+use crate::outcome::{KeepOut, Outcome, Verdict};
+
+/// One request's place at one endpoint. Finishing consumes it; dropping it releases it and blames nobody.
+pub struct Lease<T> {
+    pub(super) balancer: Arc<Balancer<T>>,
+    pub(super) payload: Arc<T>,
+    pub(super) model: String,
+    pub(super) session: Option<Session>,
+    /// Until the breaker has it back.
+    pub(super) ticket: Option<Ticket>,
+    pub(super) id: EndpointId,
+    pub(super) is_doubtful: bool,
+}
+
+impl<T> Lease<T> {
+    /// What the caller does its work with.
+    pub fn payload(&self) -> &Arc<T> {
+        &self.payload
+    }
+
+    /// The endpoint, for [`Ask::tried`].
+    pub fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    /// Gives the slot back and tells how it went. Returns what changed for the log.
+    pub fn finish(mut self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
+        let blame = outcome.blame();
+        let mut inner = self.balancer.inner.lock();
+        let settings = inner.settings.breaker;
+        // A model that is missing everywhere is the client's to hear of, each time.
+        let others =
+            inner.members.iter().filter(|m| m.id != self.id && m.endpoint.serves(&self.model)).count();
+        let keep_out = blame.keep_out.filter(|what| *what != KeepOut::ModelLong || others > 0);
+        let (Some(member), Some(ticket)) = (inner.member(self.id), self.ticket.take()) else {
+            return Vec::new();
+        };
+        member.errors += u64::from(blame.is_error);
+        let (mut notices, mut used) = (Vec::new(), None);
+        let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
+        if let Some(change) = member.breaker.settle(ticket, blame.verdict, now, settings) {
+            notice(Change::Breaker(change));
+        }
+        if let Some(parked) = keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now)) {
+            notice(Change::Parked(parked));
+        }
+        match blame.verdict {
+            Verdict::Success => {
+                used = self.session;
+                member.cooldowns.forgive(&self.model);
+                member.last_was_good = true;
+            }
+            Verdict::Failure | Verdict::Neutral if blame.is_error => member.last_was_good = false,
+            Verdict::Failure | Verdict::Neutral => {}
+        }
+        if let Some(session) = used {
+            inner.answered(session, self.id, now);
+        }
+        drop(inner);
+        notices
+        // `self` drops here and gives the slot back, as for every other way out.
+    }
+}
+
+impl<T> Drop for Lease<T> {
+    fn drop(&mut self) {
+        let mut inner = self.balancer.inner.lock();
+        inner.doubtful_retries -= usize::from(self.is_doubtful);
+        if let Some(member) = inner.member(self.id) {
+            member.active -= 1;
+            if let Some(ticket) = self.ticket {
+                member.breaker.release(ticket);
+            }
+        }
+    }
+}
