@@ -26,7 +26,7 @@ impl<T> Lease<T> {
         &self.payload
     }
 
-    /// The endpoint, for [`Ask::tried`].
+    /// The endpoint, for [`Ask::tried`](super::Ask::tried).
     pub fn id(&self) -> EndpointId {
         self.id
     }
