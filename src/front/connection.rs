@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 use polling::Poller;
+use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendFlags};
 use tiny_http::Request;
 
@@ -167,9 +168,18 @@ impl Connection {
         receive(&self.socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
     }
 
-    /// Waits for a byte to arrive, as long as any read on this socket may wait.
-    pub(super) fn wait_for_input(&self) {
-        let _ = receive(&self.socket, &mut [0], RecvFlags::PEEK);
+    /// Takes bytes that have arrived, or waits for some until the next tick: at most `most`, appended.
+    pub(super) fn receive(&self, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
+        let filled = buffer.len();
+        if buffer.capacity() - filled == most {
+            let take = || rustix::net::recv(&*self.socket, spare_capacity(buffer), RecvFlags::empty());
+            return retried(take).map(|(count, _)| count);
+        }
+        // An allocator may give more room than was asked for, and what lies behind this request is not ours to take.
+        buffer.resize(filled + most, 0);
+        let result = receive(&self.socket, &mut buffer[filled..], RecvFlags::empty());
+        buffer.truncate(filled + result.as_ref().map_or(0, |&count| count));
+        result
     }
 
     /// Takes and forgets up to `buffer.len()` bytes that have arrived.
@@ -218,11 +228,15 @@ impl Drop for Connection {
 }
 
 fn receive(socket: &TcpStream, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+    retried(|| rustix::net::recv(socket, &mut *buffer, flags).map(|(count, _)| count))
+}
+
+/// Repeats a call that a signal has interrupted.
+fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
-        match rustix::net::recv(socket, &mut *buffer, flags) {
-            Ok((count, _)) => return Ok(count),
+        match call() {
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            result => return result.map_err(Into::into),
         }
     }
 }

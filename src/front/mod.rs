@@ -30,6 +30,7 @@ use lane::Pools;
 use watcher::Watcher;
 
 pub use connection::ClientSocket;
+pub use reader::Body;
 
 /// Limits of the clients' side.
 #[derive(Debug, Clone)]
@@ -90,7 +91,7 @@ pub struct Exchange {
     /// The request head.
     pub head: Box<Head>,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: Body,
     /// The client.
     pub client: Rc<ClientSocket>,
     /// The client's address.
@@ -225,6 +226,8 @@ struct Job {
     head: Box<Head>,
     route: Route,
     received_at: Instant,
+    /// More bytes have come behind it: the client does not wait for its answer before it goes on.
+    has_more: bool,
     /// The body, once it was read apart from the worker.
     read: Option<reader::Read>,
 }
@@ -254,7 +257,7 @@ impl Shared {
         lane.send(job, move |job| reader::run(&shared, job)).map_err(Box::new)
     }
 
-    /// A worker's part: pull the request from tiny_http, serve it, park or close the connection.
+    /// A worker's part: take the request from its connection, serve it, park or close the connection.
     fn work(self: &Arc<Self>, mut job: Job) {
         let read = match job.read.take() {
             Some(read) => read,

@@ -16,7 +16,6 @@ use parking_lot::Mutex;
 use polling::{Events, PollMode, Poller};
 
 use super::connection::Connection;
-use super::reader::READ_AHEAD;
 use super::{Job, Settings, Shared};
 use crate::env;
 use crate::http::answer::Refusal;
@@ -252,7 +251,8 @@ impl Watch<'_> {
     /// Looks at a connection that has bytes to read, or whose time is up. `idle_until` is when an idle connection
     /// would have ended; `until` when an unfinished request does.
     fn look(&mut self, connection: Connection, idle_until: Option<Instant>, until: Instant, now: Instant) {
-        let mut length = match connection.peek(&mut self.scratch[..FIRST_LOOK]) {
+        let mut room = FIRST_LOOK;
+        let mut length = match connection.peek(&mut self.scratch[..room]) {
             Ok(0) => return connection.close(),
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -262,13 +262,17 @@ impl Watch<'_> {
             Err(_) => return connection.close(),
         };
         let mut verdict = judge(&self.scratch[..length], HEAD_BYTES_MAX);
-        if matches!(verdict, Verdict::Incomplete) && length == FIRST_LOOK {
+        if matches!(verdict, Verdict::Incomplete) && length == room {
+            room = self.scratch.len();
             length = connection.peek(&mut self.scratch).unwrap_or(0);
             verdict = judge(&self.scratch[..length], HEAD_BYTES_MAX);
         }
         match verdict {
             Verdict::Refuse(refusal) => self.shared.refuse(connection, refusal, None),
-            Verdict::Complete(head) => self.dispatch(connection, head, until, now),
+            Verdict::Complete(head) => {
+                let available = if length < room { length as u64 } else { connection.available() };
+                self.dispatch(connection, head, available, until, now);
+            }
             Verdict::Incomplete if now >= until => {
                 let refusal = Refusal::new(408, "the request head did not come in time");
                 self.shared.refuse(connection, refusal, None);
@@ -288,20 +292,25 @@ impl Watch<'_> {
     }
 
     /// Sends a request whose head is whole on its way.
-    fn dispatch(&mut self, connection: Connection, head: Box<Head>, until: Instant, now: Instant) {
+    fn dispatch(
+        &mut self,
+        connection: Connection,
+        head: Box<Head>,
+        available: u64,
+        until: Instant,
+        now: Instant,
+    ) {
         let route = match self.shared.service.route(&head) {
             Ok(route) => route,
             Err(refusal) => return self.shared.refuse(connection, refusal, Some(&head)),
         };
-        let available = connection.available();
         let whole = whole_length(&head);
         let has_arrived = whole.is_some_and(|bytes| bytes <= available);
-        // What tiny_http reads of itself must have arrived before it looks, however long the head is.
-        let is_small = |bytes: u64| bytes <= WAITED_FOR.max((head.len() + READ_AHEAD) as u64);
-        if whole.is_some_and(is_small) && !has_arrived {
+        if whole.is_some_and(|bytes| bytes <= WAITED_FOR) && !has_arrived {
             return self.wait_for_small_body(connection, &head, until, available, now);
         }
-        let job = Job { connection, head, route, received_at: now, read: None };
+        let has_more = whole.is_some_and(|bytes| bytes < available);
+        let job = Job { connection, head, route, received_at: now, has_more, read: None };
         let taken = if has_arrived { self.shared.enqueue(job) } else { self.shared.enqueue_unread(job) };
         if let Err(job) = taken {
             let refusal = Refusal::overloaded("every worker is busy and the queue is full");
