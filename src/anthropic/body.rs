@@ -142,18 +142,16 @@ pub fn scan(body: &[u8]) -> Result<Facts, Problem> {
     Ok(Facts { model, model_at, stream, max_tokens, user_id, ttl_1h })
 }
 
-/// The body with the model name replaced in place; `None` when it is already that name, so that the client's own
-/// bytes are sent.
+/// The JSON string that stands for the model's name at [`Facts::model_at`]; `None` when it is that name already, so that
+/// the client's own bytes are sent.
+pub fn model_token(facts: &Facts, model: &str) -> Option<String> {
+    (facts.model != model).then(|| serde_json::Value::from(model).to_string())
+}
+
+/// The body with the model name replaced in place; `None` when it is already that name.
 pub fn splice_model(body: &[u8], facts: &Facts, model: &str) -> Option<Vec<u8>> {
-    if facts.model == model {
-        return None;
-    }
-    let token = serde_json::Value::from(model).to_string();
-    let mut spliced = Vec::with_capacity(body.len() + token.len() - facts.model_at.len());
-    spliced.extend_from_slice(&body[..facts.model_at.start]);
-    spliced.extend_from_slice(token.as_bytes());
-    spliced.extend_from_slice(&body[facts.model_at.end..]);
-    Some(spliced)
+    let token = model_token(facts, model)?;
+    Some([&body[..facts.model_at.start], token.as_bytes(), &body[facts.model_at.end..]].concat())
 }
 
 /// A cursor before the object that a body must be. The object itself is not walked yet.

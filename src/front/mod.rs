@@ -91,7 +91,7 @@ pub struct Exchange {
     /// The request head.
     pub head: Box<Head>,
     /// The body.
-    pub body: Body,
+    pub body: Arc<Body>,
     /// The client.
     pub client: Rc<ClientSocket>,
     /// The client's address.
@@ -270,7 +270,7 @@ impl Shared {
         let closes = read.closes || !head.keep_alive() || self.is_draining();
         let client = Rc::new(ClientSocket::new(&connection));
         let peer = connection.peer();
-        let exchange = Exchange { head, body: read.body, client, peer, route, received_at, closes };
+        let exchange = Exchange { head, body: Arc::new(read.body), client, peer, route, received_at, closes };
         let ending = catch_unwind(AssertUnwindSafe(|| self.service.serve(&exchange))).unwrap_or_else(|_| {
             let answer = self.service.panicked(&exchange);
             if exchange.client.bytes_sent() == 0 {

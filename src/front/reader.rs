@@ -44,6 +44,12 @@ impl Deref for Body {
     }
 }
 
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 /// A request that was read.
 pub(super) struct Read {
     pub(super) body: Body,

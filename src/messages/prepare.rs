@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Messages;
@@ -15,14 +16,14 @@ use crate::front::Exchange;
 use crate::http::answer::Refusal;
 use crate::http::forward;
 use crate::http::head::Head;
-use crate::upstream::Outgoing;
+use crate::upstream::{Bytes, Outgoing, Pieces};
 
 /// A request, ready to be sent to any workspace.
 pub(super) struct Prepared<'a> {
     pub(super) facts: Facts,
     /// The model as the workspaces call it.
     pub(super) model: String,
-    body: Cow<'a, [u8]>,
+    body: Pieces,
     headers: Vec<(&'a str, &'a str)>,
     query: Option<&'a str>,
     session: Option<Session>,
@@ -48,19 +49,29 @@ pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result
     let facts = body::scan(&exchange.body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
     let model = map_model(&facts.model, &messages.map, &messages.families).into_owned();
     has_memory_for(exchange.body.len())?;
-    let body = match body::splice_model(&exchange.body, &facts, &model) {
-        Some(spliced) => Cow::Owned(spliced),
-        None => Cow::Borrowed(&exchange.body[..]),
-    };
-    let older =
-        if messages.compat.learns && is_4_5_or_older(&model) { without_adaptive(&body) } else { None };
+    let knows_adaptive = !messages.compat.learns || !is_4_5_or_older(&model);
+    let older = if knows_adaptive { None } else { without_adaptive(&exchange.body) };
     let is_downgraded = older.is_some();
-    let body = older.map_or(body, Cow::Owned);
+    let body = match older {
+        None => renamed(Arc::clone(&exchange.body) as Bytes, &facts, &model),
+        Some(older) => {
+            let facts = body::scan(&older).map_err(|problem| Refusal::new(400, problem.to_string()))?;
+            renamed(Arc::new(older), &facts, &model)
+        }
+    };
     let head = &exchange.head;
     let connection = head.header("connection");
     let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
     let session = session(head, &facts, &model);
     Ok(Prepared { facts, model, body, headers, query: head.query(), session, is_downgraded })
+}
+
+/// The bytes with the model's name in the place of the client's.
+fn renamed(bytes: Bytes, facts: &Facts, model: &str) -> Pieces {
+    match body::model_token(facts, model) {
+        Some(token) => Pieces::exchanged(bytes, facts.model_at.clone(), token.as_bytes()),
+        None => Pieces::whole(bytes),
+    }
 }
 
 /// How long the usual prompt cache and the long one stay warm (Anthropic's documentation on prompt caching).

@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::attempt::{Attempt, Attempted, End};
 use super::learned::{Memory, Reason};
@@ -20,7 +21,7 @@ use crate::env;
 use crate::front::Exchange;
 use crate::outcome::{Meaning, Outcome};
 use crate::relay::Downstream;
-use crate::upstream::{Outgoing, Workspace};
+use crate::upstream::{Outgoing, Pieces, Workspace};
 
 /// Fields that one request may bring to light.
 const LESSONS_MAX: usize = 3;
@@ -113,13 +114,19 @@ impl Turn<'_> {
     }
 
     /// The field that this refusal is about, if the request can go out without it.
-    fn lesson(&self, attempted: &Attempted, outcome: &Outcome, sent: &[u8], paths: &[Path]) -> Option<Path> {
+    fn lesson(
+        &self,
+        attempted: &Attempted,
+        outcome: &Outcome,
+        sent: &Pieces,
+        paths: &[Path],
+    ) -> Option<Path> {
         let Outcome::Refused { status: 400, meaning: Meaning::Other, .. } = outcome else { return None };
         let Attempted::Failed(Failure::Upstream { body, .. }) = attempted else { return None };
         if !self.messages.compat.learns || paths.len() >= PATHS_MAX {
             return None;
         }
-        let path = Path::rejected(&rejected_path(body)?, sent)?;
+        let path = Path::rejected(&rejected_path(body)?, &sent.joined())?;
         (!paths.contains(&path)).then_some(path)
     }
 
@@ -193,7 +200,7 @@ fn end(
 
 /// A request as one endpoint takes it. Without anything to leave out it is the client's own, not copied.
 struct Fitted<'a> {
-    body: Cow<'a, [u8]>,
+    body: Cow<'a, Pieces>,
     /// Which of the paths were there, one bit each.
     removed: u64,
     /// Values of `anthropic-beta` headers that change, by the header's place.
@@ -207,7 +214,7 @@ impl<'a> Fitted<'a> {
         if paths.is_empty() {
             return untouched();
         }
-        let Some((body, removed)) = remove(whole.body, paths) else { return untouched() };
+        let Some((body, removed)) = remove(&whole.body.joined(), paths) else { return untouched() };
         let gone = paths.iter().take(PATHS_MAX).enumerate().filter(|(at, _)| removed >> at & 1 == 1);
         let prefixes: Vec<&str> = gone.flat_map(|(_, path)| path.betas()).copied().collect();
         let lists = whole.headers.iter().enumerate();
@@ -216,7 +223,7 @@ impl<'a> Fitted<'a> {
             .filter(|_| !prefixes.is_empty())
             .map(|(at, (_, list))| (at, without_betas(list, &prefixes)))
             .collect();
-        Self { body: Cow::Owned(body), removed, betas }
+        Self { body: Cow::Owned(Pieces::whole(Arc::new(body))), removed, betas }
     }
 
     fn headers<'s>(&'s self, prepared: &'s Prepared<'_>) -> Cow<'s, [(&'s str, &'s str)]> {

@@ -6,6 +6,7 @@
 
 mod credential;
 mod oauth;
+mod pieces;
 mod proxy;
 mod resolver;
 mod tls;
@@ -16,15 +17,18 @@ use std::io::Read;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use ureq::http::{Method, Request, Uri};
+use ureq::http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use ureq::http::uri::Scheme;
+use ureq::http::{Request, Uri};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector};
-use ureq::{Agent, Error};
+use ureq::{Agent, Error, SendBody};
 
 use crate::config;
 use crate::secret::Secret;
 use credential::{Credential, OAuth, TokenFile};
+use pieces::{Payload, SentElsewhere};
 
+pub use pieces::{Bytes, Pieces};
 pub use resolver::CachingResolver;
 pub use tls::Tls;
 pub use wait::{Abort, Wait};
@@ -53,7 +57,8 @@ pub struct Workspace {
     pub name: String,
     url: String,
     credential: Credential,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    /// Headers that are set for this endpoint, in place of the client's.
+    headers: Vec<(String, Secret)>,
     agent: Agent,
 }
 
@@ -64,7 +69,7 @@ pub struct Outgoing<'a> {
     /// The client's headers that pass, in wire order.
     pub headers: &'a [(&'a str, &'a str)],
     /// The body.
-    pub body: &'a [u8],
+    pub body: &'a Pieces,
 }
 
 /// Status and headers of an answer; the body is still on the wire.
@@ -129,12 +134,11 @@ impl Workspace {
         let url = format!("{}/anthropic/v1/messages", written.api_base);
         let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
         let agent = agent(&uri, network)?;
-        let mut headers = Vec::new();
         for (name, value) in &written.headers {
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
-            let value = HeaderValue::from_str(value.expose()).map_err(|error| error.to_string())?;
-            headers.push((name, value));
+            HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
+            HeaderValue::from_str(value.expose()).map_err(|error| error.to_string())?;
         }
+        let headers = written.headers.clone();
         let credential = match &written.credential {
             config::Credential::Token(token) => Credential::Fixed(token.clone()),
             config::Credential::TokenFile(path) => Credential::File(TokenFile::new(path.clone())),
@@ -182,42 +186,54 @@ impl Workspace {
     ) -> Result<(Secret, Result<ureq::http::Response<ureq::Body>, Error>, wait::Trace), SendError> {
         let refused = |kind| move |message| SendError { kind, message };
         let token = self.credential.token().map_err(refused(SendErrorKind::Credential))?;
-        let bearer = bearer(&token).map_err(refused(SendErrorKind::Credential))?;
-        let request = self.request(outgoing, bearer).map_err(refused(SendErrorKind::Request))?;
-        let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-        let head_bytes = headers.sum::<usize>() + self.url.len() + outgoing.query.map_or(0, str::len);
-        let trace = wait::Trace { fresh_only, head_bytes, ..wait::Trace::default() };
-        let (result, trace) = wait::during(Rc::clone(wait), trace, || self.agent.run(request));
+        let lines = self.lines(outgoing, &token).map_err(refused(SendErrorKind::Credential))?;
+        let payload = Payload { lines, body: outgoing.body.clone() };
+        let length = outgoing.body.len();
+        let mut body = SentElsewhere { left: length };
+        let request = self.request(outgoing, length).map_err(refused(SendErrorKind::Request))?;
+        let request = request.map(|()| SendBody::from_reader(&mut body));
+        let head_bytes = self.url.len() + outgoing.query.map_or(0, str::len);
+        let is_tls = request.uri().scheme() == Some(&Scheme::HTTPS);
+        let trace = wait::Trace { fresh_only, is_tls, head_bytes, ..wait::Trace::default() };
+        let run = || self.agent.run(request);
+        let (result, trace) = wait::during(Rc::clone(wait), trace, Some(payload), run);
         Ok((token, result, trace))
     }
 
-    fn request<'a>(&self, outgoing: &Outgoing<'a>, bearer: HeaderValue) -> Result<Request<&'a [u8]>, String> {
+    /// The request as ureq sees it. The headers are not its business, see `pieces`.
+    fn request(&self, outgoing: &Outgoing<'_>, length: usize) -> Result<Request<()>, String> {
         let uri = match outgoing.query {
             Some(query) => format!("{}?{query}", self.url),
             None => self.url.clone(),
         };
-        let mut request = Request::builder().method(Method::POST).uri(uri);
-        let headers =
-            request.headers_mut().ok_or("the query has a character that must be percent-encoded")?;
-        headers.reserve(outgoing.headers.len() + self.headers.len() + 2);
-        for (name, value) in outgoing.headers {
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
-            let value = HeaderValue::from_str(value).map_err(|error| error.to_string())?;
-            headers.append(name, value);
-        }
-        for (name, value) in &self.headers {
-            headers.insert(name, value.clone());
-        }
-        headers.insert(AUTHORIZATION, bearer);
-        request.body(outgoing.body).map_err(|error| error.to_string())
+        let request = Request::post(uri).header(CONTENT_LENGTH, length).body(());
+        request.map_err(|_| "the query has a character that must be percent-encoded".into())
     }
-}
 
-fn bearer(token: &Secret) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
-        .map_err(|_| "the token has a character that cannot stand in a header".to_string())?;
-    value.set_sensitive(true);
-    Ok(value)
+    /// The client's headers, the endpoint's own in place of those of the same name, and the token.
+    fn lines(&self, outgoing: &Outgoing<'_>, token: &Secret) -> Result<Vec<u8>, String> {
+        if !token.expose().bytes().all(|b| matches!(b, b' '..=b'~')) {
+            return Err("the token has a character that cannot stand in a header".into());
+        }
+        let is_set_here = |name: &str| {
+            name.eq_ignore_ascii_case("authorization")
+                || self.headers.iter().any(|(ours, _)| ours.eq_ignore_ascii_case(name))
+        };
+        let clients = outgoing.headers.iter().filter(|(name, _)| !is_set_here(name)).copied();
+        let ours = self.headers.iter().map(|(name, value)| (name.as_str(), value.expose()));
+        let mut lines = Vec::with_capacity(2 * 1024);
+        for (name, value) in
+            clients.chain(ours.filter(|(name, _)| !name.eq_ignore_ascii_case("authorization")))
+        {
+            for part in [name, ": ", value, "\r\n"] {
+                lines.extend_from_slice(part.as_bytes());
+            }
+        }
+        for part in ["authorization: Bearer ", token.expose(), "\r\n"] {
+            lines.extend_from_slice(part.as_bytes());
+        }
+        Ok(lines)
+    }
 }
 
 fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {

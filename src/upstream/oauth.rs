@@ -49,7 +49,7 @@ impl Grant {
     /// A new token and how long it lasts.
     pub(super) fn fetch(&self) -> Result<(Secret, Duration), String> {
         let limit: Rc<dyn Wait> = Rc::new(Deadline(env::now() + LIMIT));
-        let (result, _) = wait::during(limit, wait::Trace::default(), || self.ask());
+        let (result, _) = wait::during(limit, wait::Trace::default(), None, || self.ask());
         result.map_err(|why| format!("OAuth at {}: {why}", self.url))
     }
 

@@ -70,7 +70,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
             stream.conn.complete_io(&mut stream.sock)?;
         }
         wait::note(|trace| (trace.connected, trace.received) = (true, false));
-        Ok(Some(Either::B(TlsTransport { stream, buffers: SmallBuffers::default() })))
+        Ok(Some(Either::B(TlsTransport { stream, buffers: SmallBuffers::new(true) })))
     }
 }
 
@@ -86,8 +86,14 @@ pub(super) struct TlsTransport {
 
 impl TlsTransport {
     fn flush(&mut self) -> Result<(), Error> {
-        let gathered = std::mem::take(&mut self.buffers.gathered);
-        Ok(self.stream.write_all(&self.buffers.output[..gathered])?)
+        let StreamOwned { conn, sock } = &mut self.stream;
+        let result =
+            self.buffers.send(|rest| match rustls::Stream::new(conn, sock).write_vectored(rest)? {
+                0 => Err(Error::Io(std::io::ErrorKind::WriteZero.into())),
+                count => Ok(Some(count)),
+            });
+        self.buffers.sent();
+        result
     }
 }
 
@@ -97,13 +103,11 @@ impl Transport for TlsTransport {
     }
 
     fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
-        self.buffers.gathered += amount;
-        if self.buffers.gathered == self.buffers.output.len() { self.flush() } else { Ok(()) }
+        if self.buffers.gather(amount) { self.flush() } else { Ok(()) }
     }
 
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
         self.flush()?;
-        self.buffers.output = Vec::new();
         let amount = self.stream.read(self.buffers.input_append_buf())?;
         self.buffers.input_appended(amount);
         if amount > 0 {

@@ -2,9 +2,10 @@
 //!
 //! Ours instead of ureq's own for four reasons, all measured on 3.5.2: the wait for the response head ticks (see
 //! `wait`); one peek tells whether a pooled connection is still open (ureq switches blocking off and on, four system
-//! calls more); request head and body leave in one send; and the buffers start small, because a stream needs little.
+//! calls more); head and body of a request leave in one send, from where they lie (see `pieces`); and the buffers start
+//! small, because a stream needs little.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use rustix::net::RecvFlags;
 use ureq::Error;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, Either, NextTimeout, Transport};
 
+use super::pieces::{HEAD_END, Payload};
 use super::wait;
 use crate::env;
 
@@ -20,10 +22,10 @@ use crate::env;
 const INPUT_BYTES: usize = 8 * 1024;
 /// How large the input may grow, for a response head that does not fit.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
-/// How much of a request is gathered for one send, in bytes.
+/// How much is gathered for one send, in bytes, where it is not a request of ours: what TLS has encrypted.
 const OUTPUT_BYTES: usize = 32 * 1024;
-/// What ureq adds to a request head of its own, at most.
-const HEAD_EXTRA_BYTES: usize = 1024;
+/// Room for the head that ureq writes, beyond what the address takes.
+const HEAD_BYTES: usize = 2 * 1024;
 
 /// Opens TCP connections.
 #[derive(Debug)]
@@ -96,7 +98,7 @@ impl TcpConnector {
         socket2::SockRef::from(&stream).set_keepalive(true)?;
         stream.set_read_timeout(Some(self.tick))?;
         stream.set_write_timeout(Some(self.tick))?;
-        Ok(TcpTransport { stream, buffers: SmallBuffers::default(), refuses: None })
+        Ok(TcpTransport { stream, buffers: SmallBuffers::new(false), refuses: None, is_lent: true })
     }
 }
 
@@ -106,6 +108,8 @@ pub(super) struct TcpTransport {
     buffers: SmallBuffers,
     /// The workspace takes no more of the request. It may have answered all the same.
     refuses: Option<io::Error>,
+    /// A request is using it: it is not in the pool.
+    is_lent: bool,
 }
 
 impl TcpTransport {
@@ -113,17 +117,24 @@ impl TcpTransport {
     /// lets our sending fail, but its answer lies in the kernel and is what counts. So the failure only shows when
     /// nothing can be read either.
     fn flush(&mut self) -> Result<(), Error> {
-        let mut rest = 0..self.buffers.gathered;
-        while !rest.is_empty() && self.refuses.is_none() {
-            match (&self.stream).write(&self.buffers.output[rest.clone()]) {
-                Ok(0) => return Err(Error::Io(io::ErrorKind::WriteZero.into())),
-                Ok(sent) => rest.start += sent,
-                Err(error) if is_closed(&error) => self.refuses = Some(error),
-                Err(error) => tick_or(error)?,
+        let Self { stream, buffers, refuses, .. } = self;
+        let result = buffers.send(|rest| match (&*stream).write_vectored(rest) {
+            Ok(0) => Err(Error::Io(io::ErrorKind::WriteZero.into())),
+            Ok(sent) => {
+                // A workspace that takes the request bit by bit must not keep us from looking up.
+                if sent < rest.iter().map(|slice| slice.len()).sum() {
+                    wait::tick().map_err(|aborted| Error::Other(Box::new(aborted)))?;
+                }
+                Ok(Some(sent))
             }
-        }
-        self.buffers.gathered = 0;
-        Ok(())
+            Err(error) if is_closed(&error) => {
+                *refuses = Some(error);
+                Ok(None)
+            }
+            Err(error) => tick_or(error).map(|()| Some(0)),
+        });
+        buffers.sent();
+        result
     }
 }
 
@@ -150,14 +161,13 @@ impl Transport for TcpTransport {
     }
 
     fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
-        self.buffers.gathered += amount;
         // What is left of a request goes out when its answer is awaited.
-        if self.buffers.gathered == self.buffers.output.len() { self.flush() } else { Ok(()) }
+        self.is_lent = true;
+        if self.buffers.gather(amount) { self.flush() } else { Ok(()) }
     }
 
     fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
         self.flush()?;
-        self.buffers.output = Vec::new();
         loop {
             match (&self.stream).read(self.buffers.input_append_buf()) {
                 Ok(amount) => {
@@ -179,6 +189,10 @@ impl Transport for TcpTransport {
         if wait::trace().fresh_only {
             return false;
         }
+        // ureq asks when a connection goes back, and again before it is used: the second time is what counts.
+        if std::mem::take(&mut self.is_lent) {
+            return true;
+        }
         let mut byte = [0u8; 1];
         let probe = rustix::net::recv(&self.stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
         // Open and quiet is the only good state: bytes that nobody asked for would become the next answer.
@@ -193,23 +207,73 @@ impl std::fmt::Debug for TcpTransport {
 }
 
 /// Buffers that are there while they are used. Also used above TLS.
-#[derive(Default)]
 pub(super) struct SmallBuffers {
+    is_tls: bool,
     input: Vec<u8>,
     start: usize,
     end: usize,
     /// Bytes at the front of `output` that were handed over but not sent.
-    pub(super) gathered: usize,
-    pub(super) output: Vec<u8>,
+    gathered: usize,
+    output: Vec<u8>,
+    /// What goes out behind the head in `output`.
+    payload: Option<Payload>,
     progress: bool,
+}
+
+impl SmallBuffers {
+    /// For a transport that encrypts, or one that does not.
+    pub(super) fn new(is_tls: bool) -> Self {
+        let (input, output) = (Vec::new(), Vec::new());
+        Self { is_tls, input, start: 0, end: 0, gathered: 0, output, payload: None, progress: false }
+    }
+
+    /// Takes what ureq has written. True when there is no room for more, and it must be sent.
+    pub(super) fn gather(&mut self, amount: usize) -> bool {
+        if self.payload.is_none() && wait::trace().is_request_of(self.is_tls) {
+            self.payload = wait::take_payload();
+        }
+        // Behind the head ureq has only pretended to write.
+        if self.payload.is_none() || !self.output[..self.gathered].ends_with(HEAD_END) {
+            self.gathered += amount;
+        }
+        self.payload.is_none() && self.gathered == self.output.len()
+    }
+
+    /// Hands over what was gathered until it has all gone, or `write` wants no more of it: that returns how much it
+    /// has taken, or `None`.
+    pub(super) fn send(
+        &self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> Result<Option<usize>, Error>,
+    ) -> Result<(), Error> {
+        let gathered = &self.output[..self.gathered];
+        let mut slices = match &self.payload {
+            Some(payload) => payload.slices(gathered),
+            None => [gathered, &[], &[], &[], &[], &[]].map(IoSlice::new),
+        };
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match write(rest)? {
+                Some(count) => IoSlice::advance_slices(&mut rest, count),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what was gathered, and its memory.
+    pub(super) fn sent(&mut self) {
+        (self.gathered, self.output, self.payload) = (0, Vec::new(), None);
+    }
 }
 
 impl Buffers for SmallBuffers {
     fn output(&mut self) -> &mut [u8] {
         if self.output.is_empty() {
+            let trace = wait::trace();
             // ureq writes a header line in one piece or not at all.
-            let head = wait::trace().head_bytes + HEAD_EXTRA_BYTES;
-            self.output = vec![0; OUTPUT_BYTES.max(head)];
+            let room = if trace.is_request_of(self.is_tls) { 0 } else { OUTPUT_BYTES };
+            self.output = vec![0; room.max(HEAD_BYTES + trace.head_bytes)];
         }
         &mut self.output[self.gathered..]
     }

@@ -10,6 +10,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Instant;
 
+use super::pieces::Payload;
 use crate::env;
 
 /// Why a wait was ended from our side.
@@ -54,28 +55,47 @@ pub(super) struct Trace {
     pub(super) received: bool,
     /// Pooled connections must not be used.
     pub(super) fresh_only: bool,
-    /// About how long the request head is, in bytes: it must fit into the output buffer in one piece.
+    /// The request goes through TLS: the transport below carries bytes that are none of its business.
+    pub(super) is_tls: bool,
+    /// How long ureq's request head may be, in bytes: it must fit into the output buffer in one piece.
     pub(super) head_bytes: usize,
+}
+
+impl Trace {
+    /// Whether a transport carries the request itself, and not a proxy's greeting, a handshake, or what another
+    /// transport above it has encrypted.
+    pub(super) fn is_request_of(self, is_tls: bool) -> bool {
+        self.is_tls == is_tls && (self.connected || !self.connecting)
+    }
 }
 
 thread_local! {
     static WAIT: RefCell<Option<Rc<dyn Wait>>> = const { RefCell::new(None) };
     static TRACE: Cell<Trace> = const { Cell::new(Trace {
-        connecting: false, connect_by: None, connected: false, received: false, fresh_only: false, head_bytes: 0 }) };
+        connecting: false, connect_by: None, connected: false, received: false, fresh_only: false, is_tls: false,
+        head_bytes: 0 }) };
+    static PAYLOAD: Cell<Option<Payload>> = const { Cell::new(None) };
 }
 
 /// Runs a call with `wait` asked on each tick. Returns what was noted, too.
-pub(super) fn during<R>(wait: Rc<dyn Wait>, trace: Trace, call: impl FnOnce() -> R) -> (R, Trace) {
+pub(super) fn during<R>(
+    wait: Rc<dyn Wait>,
+    trace: Trace,
+    payload: Option<Payload>,
+    call: impl FnOnce() -> R,
+) -> (R, Trace) {
     struct Reset;
     impl Drop for Reset {
         fn drop(&mut self) {
             WAIT.take();
             TRACE.take();
+            PAYLOAD.take();
         }
     }
     let _reset = Reset;
     WAIT.set(Some(wait));
     TRACE.set(trace);
+    PAYLOAD.set(payload);
     let result = call();
     (result, TRACE.get())
 }
@@ -103,4 +123,9 @@ pub(super) fn note(change: impl FnOnce(&mut Trace)) {
 /// What was noted so far.
 pub(super) fn trace() -> Trace {
     TRACE.get()
+}
+
+/// What goes out behind the head, for the transport that sends it. There is nothing a second time.
+pub(super) fn take_payload() -> Option<Payload> {
+    PAYLOAD.take()
 }
