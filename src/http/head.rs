@@ -5,6 +5,7 @@
 //! take the first of two Content-Lengths. The parsed [`Head`] travels with the connection: routing, the key check
 //! and the headers to forward come from it, because the library's own header list cannot be walked.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::answer::Refusal;
@@ -37,7 +38,7 @@ pub enum Framing {
 /// A request head that passed [`judge`].
 #[derive(Debug)]
 pub struct Head {
-    bytes: Box<[u8]>,
+    bytes: Box<str>,
     method: Range<usize>,
     target: Range<usize>,
     fields: Vec<(Range<usize>, Range<usize>)>,
@@ -114,8 +115,7 @@ impl Head {
     }
 
     fn text(&self, range: &Range<usize>) -> &str {
-        // Every range was cut from what httparse gave as str or was checked to be ASCII.
-        std::str::from_utf8(&self.bytes[range.clone()]).unwrap_or_default()
+        &self.bytes[range.clone()]
     }
 }
 
@@ -141,9 +141,9 @@ pub fn judge(bytes: &[u8], limit: usize) -> Verdict {
     if head.starts_with(b"\r") {
         return refuse(400, "the request begins with an empty line");
     }
-    let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Request::new(&mut storage);
-    match parsed.parse(head) {
+    let mut storage = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut storage) {
         Ok(httparse::Status::Complete(_)) => complete(head, &parsed),
         Ok(httparse::Status::Partial) if end.is_none() => Verdict::Incomplete,
         Ok(httparse::Status::Partial) => refuse(400, "the request head is not valid HTTP"),
@@ -191,8 +191,11 @@ fn complete(bytes: &[u8], parsed: &httparse::Request<'_, '_>) -> Verdict {
         Ok(framing) => framing,
         Err(refusal) => return Verdict::Refuse(refusal),
     };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return refuse(400, "the request head is not ASCII");
+    };
     Verdict::Complete(Box::new(Head {
-        bytes: bytes.into(),
+        bytes: text.into(),
         method: at(method.as_bytes()),
         target: at(target.as_bytes()),
         fields,

@@ -17,7 +17,7 @@ use crate::env;
 use crate::front::{Ending, Exchange};
 use crate::http::forward;
 use crate::outcome::{Outcome, retry_after};
-use crate::relay::body::{Body, Ended as BodyEnded, gather};
+use crate::relay::body::{Body, Ended as BodyEnded, Room, gather};
 use crate::relay::stream::{Ended as StreamEnded, Stream};
 use crate::relay::{Downstream, Limits};
 use crate::upstream::{Abort, Incoming, Outgoing, SendError, SendErrorKind, Wait, Workspace};
@@ -162,11 +162,13 @@ impl Attempt<'_> {
         let is_packed = incoming.header("content-encoding").is_some_and(|coding| coding != "identity");
         let given_id = incoming.header("request-id").map(str::to_string);
         let token = incoming.token().clone();
+        let announced = incoming.length();
         let mut body = Vec::new();
         let mut reader = incoming.into_body();
         let idle = self.messages.limits.idle.min(ERROR_BODY_IDLE);
         let limits = Limits { idle, ..self.messages.limits };
-        let gathered = gather(&mut reader, self.downstream, limits, &env::now, ERROR_BYTES_MAX, &mut body);
+        let room = Room { announced, most: ERROR_BYTES_MAX };
+        let gathered = gather(&mut reader, self.downstream, limits, &env::now, room, &mut body);
         if gathered == crate::relay::body::Gathered::ClientGone {
             return self.client_gone();
         }
@@ -246,7 +248,7 @@ impl Attempt<'_> {
 
     fn body(&self, incoming: Incoming, marks: Marks<'_>, workspace: &Workspace) -> End {
         let status = incoming.status;
-        let announced = incoming.header("content-length").and_then(|value| value.parse().ok());
+        let announced = incoming.length();
         let given_id = incoming.header("request-id").map(str::to_string);
         let head = heads::relayed(&incoming, marks);
         let make_head = |length: Option<u64>| {

@@ -48,7 +48,8 @@ pub struct Body<'a> {
 impl Body<'_> {
     /// Relays until the end. What was gathered stays in `gathered` for the caller to look at.
     pub fn run(&self, upstream: &mut dyn Read, gathered: &mut Vec<u8>) -> Ended {
-        match gather(upstream, self.downstream, self.limits, self.clock, GATHERED_BYTES_MAX, gathered) {
+        let room = Room { announced: self.length, most: GATHERED_BYTES_MAX };
+        match gather(upstream, self.downstream, self.limits, self.clock, room, gathered) {
             _ if looks_like_web_page(gathered) => Ended::WebPage,
             Gathered::Whole => self.send_whole(gathered),
             Gathered::Full => self.flow(upstream, gathered),
@@ -114,6 +115,23 @@ impl Body<'_> {
     }
 }
 
+/// How much is gathered.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// The length that was announced, in bytes.
+    pub announced: Option<u64>,
+    /// At most so much, in bytes.
+    pub most: usize,
+}
+
+impl Room {
+    /// How large a buffer shall be that is full. With a length announced a byte more than that, to see the end.
+    fn after(self, filled: usize) -> usize {
+        let announced = self.announced.and_then(|bytes| usize::try_from(bytes).ok()).filter(|_| filled == 0);
+        announced.map_or((filled * 2).max(8 * 1024), |bytes| bytes.saturating_add(1)).min(self.most)
+    }
+}
+
 /// How gathering ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gathered {
@@ -135,7 +153,7 @@ pub fn gather(
     downstream: &Downstream,
     limits: Limits,
     clock: &dyn Fn() -> Instant,
-    most: usize,
+    room: Room,
     gathered: &mut Vec<u8>,
 ) -> Gathered {
     gathered.clear();
@@ -143,10 +161,10 @@ pub fn gather(
     let mut filled = 0;
     loop {
         if filled == gathered.len() {
-            if filled >= most {
+            if filled >= room.most {
                 return Gathered::Full;
             }
-            gathered.resize((filled * 2).clamp(8 * 1024, most), 0);
+            gathered.resize(room.after(filled), 0);
         }
         let ended = match upstream.read(&mut gathered[filled..]) {
             Ok(0) => Some(Gathered::Whole),

@@ -92,6 +92,11 @@ impl Incoming {
         self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
     }
 
+    /// The length that was announced, in bytes.
+    pub fn length(&self) -> Option<u64> {
+        self.header("content-length").and_then(|value| value.parse().ok())
+    }
+
     /// The token that was sent, to mask it should the answer quote it.
     pub fn token(&self) -> &Secret {
         &self.token
