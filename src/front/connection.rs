@@ -177,6 +177,24 @@ impl Connection {
         receive(&self.socket, buffer, RecvFlags::DONTWAIT)
     }
 
+    /// Takes and forgets this many bytes, which have arrived. False when they have not.
+    pub(super) fn discard_exactly(&self, mut bytes: u64) -> bool {
+        let mut scratch = [0; 8 * 1024];
+        while bytes > 0 {
+            let most = scratch.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+            match self.discard(&mut scratch[..most]) {
+                Ok(count) if count > 0 => bytes -= count as u64,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Takes bytes as they come, past tiny_http, waiting as long as any read on this socket may wait.
+    pub(super) fn take(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        receive(&self.socket, buffer, RecvFlags::empty())
+    }
+
     /// Bytes that have arrived and were not read.
     pub(super) fn available(&self) -> u64 {
         rustix::io::ioctl_fionread(&*self.socket).unwrap_or(0)

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use tiny_http::Request;
 
 use super::budget::Share;
+use super::connection::Connection;
 use super::watcher::whole_length;
 use super::{Job, Shared};
 use crate::env;
 use crate::http::answer::Refusal;
+use crate::http::chunked::Chunked;
 use crate::http::head::Framing;
 
 /// A body slower than this, in bytes per second on average, is given up...
@@ -41,14 +43,22 @@ const COPIES: usize = 2;
 
 /// Why there is no body.
 pub(super) enum Failed {
-    /// The client is told why.
-    Refused(Refusal, Box<Request>),
+    /// The client is told why. With what tiny_http has of the request, if it has seen it.
+    Refused(Refusal, Option<Box<Request>>),
     /// tiny_http has refused the head after all, or the client has reset the connection.
     Lost,
 }
 
-/// Pulls the request from tiny_http and reads its body.
+/// Reads the body of a request.
 pub(super) fn read(job: &mut Job, shared: &Shared) -> Result<Read, Failed> {
+    match whole_length(&job.head) {
+        Some(_) => read_through_library(job, shared),
+        None => read_from_socket(job, shared).map_err(|refusal| Failed::Refused(refusal, None)),
+    }
+}
+
+/// Pulls the request from tiny_http and reads its body.
+fn read_through_library(job: &mut Job, shared: &Shared) -> Result<Read, Failed> {
     // tiny_http reads ahead, and what it takes of a next request is never seen by the watcher. So this is asked just
     // before it reads the head, and again before it reads the end of the body.
     let mut closes = whole_length(&job.head).is_none_or(|whole| job.connection.available() > whole);
@@ -72,7 +82,52 @@ pub(super) fn read(job: &mut Job, shared: &Shared) -> Result<Read, Failed> {
         Around { has_room: &mut has_room, is_gone: &|| connection.is_gone(), at_end: &mut at_end };
     match read_body(request.as_reader(), limits, &env::now, &mut around) {
         Ok(body) => Ok(Read { body, writer: request.into_writer(), closes, share }),
-        Err(refusal) => Err(Failed::Refused(refusal, Box::new(request))),
+        Err(refusal) => Err(Failed::Refused(refusal, Some(Box::new(request)))),
+    }
+}
+
+/// Reads a body in chunks, or one that the client holds back until it is asked for it, past tiny_http: its decoder
+/// does not stand what strangers send (see [`Chunked`]), and it would read on behind the body.
+fn read_from_socket(job: &mut Job, shared: &Shared) -> Result<Read, Refusal> {
+    let Job { connection, head, route, .. } = job;
+    if !connection.discard_exactly(head.len() as u64) {
+        return Err(Refusal::new(400, "the request cannot be read"));
+    }
+    if head.expects_continue() && !head.is_http_1_0() {
+        connection.send_now(b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
+    let limits = Limits {
+        framing: head.framing(),
+        bytes_max: route.body_bytes_max,
+        started: env::now(),
+        longest: shared.settings.body,
+    };
+    let mut share = shared.bodies_of(route.pool).share();
+    let mut has_room = |bytes: usize| share.grow_to(bytes.saturating_mul(COPIES));
+    let mut around =
+        Around { has_room: &mut has_room, is_gone: &|| connection.is_gone(), at_end: &mut |_| {} };
+    let source = Source(connection);
+    let (body, has_read_beyond) = match head.framing() {
+        Framing::Chunked => {
+            let mut chunked = Chunked::new(source);
+            let body = read_body(&mut chunked, limits, &env::now, &mut around)?;
+            (body, chunked.has_read_beyond())
+        }
+        Framing::Length(bytes) => {
+            (read_body(&mut io::Read::take(source, bytes), limits, &env::now, &mut around)?, false)
+        }
+        Framing::None => (Vec::new(), false),
+    };
+    let closes = has_read_beyond || connection.available() > 0;
+    Ok(Read { body, writer: Box::new(io::sink()), closes, share })
+}
+
+/// What the client sends. A read waits as long as any read on this socket may wait.
+struct Source<'a>(&'a Connection);
+
+impl io::Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.take(buffer)
     }
 }
 
@@ -97,10 +152,13 @@ pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
     };
     let answer = shared.service.refuse(refusal, Some(&head), connection.peer());
     connection.send_now(&answer.to_bytes(false, true));
-    // tiny_http drains an unread body when the request is dropped; after this it finds no more than has arrived.
-    connection.end_receiving();
-    drop(request.into_writer());
-    shared.watcher.linger(connection, true);
+    let is_deaf = request.is_some();
+    if let Some(request) = request {
+        // tiny_http drains an unread body when the request is dropped; after this it finds no more than has arrived.
+        connection.end_receiving();
+        drop(request.into_writer());
+    }
+    shared.watcher.linger(connection, is_deaf);
 }
 
 /// The first room for a body whose length was not told.

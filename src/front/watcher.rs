@@ -381,14 +381,9 @@ impl Shared {
         let head_only = head.is_some_and(|head| head.method() == "HEAD");
         let was_sent = connection.send_now(&answer.to_bytes(head_only, rest.is_none()));
         match rest {
-            Some(mut left) if was_sent => {
-                let mut scratch = [0; 8 * 1024];
-                while left > 0 {
-                    let most = scratch.len().min(left as usize);
-                    match connection.discard(&mut scratch[..most]) {
-                        Ok(count) if count > 0 => left -= count as u64,
-                        _ => return connection.close(),
-                    }
+            Some(bytes) if was_sent => {
+                if !connection.discard_exactly(bytes) {
+                    return connection.close();
                 }
                 self.watcher.park(connection, env::now() + self.settings.keep_alive);
             }
