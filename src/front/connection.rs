@@ -12,12 +12,14 @@ use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use polling::Poller;
 use rustix::net::{RecvFlags, SendFlags};
 use tiny_http::Request;
 
+use crate::env;
 use crate::relay::Client;
 
 /// Requests of one connection, as tiny_http parses them. A request it refuses is `None`; it has answered itself.
@@ -53,7 +55,7 @@ impl Registry {
     }
 
     /// Waits until a connection has ended, at most for `longest`.
-    pub(super) fn wait_for_room(&self, most: usize, longest: std::time::Duration) {
+    pub(super) fn wait_for_room(&self, most: usize, longest: Duration) {
         let mut inodes = self.0.inodes.lock();
         if inodes.len() >= most {
             self.0.left.wait_for(&mut inodes, longest);
@@ -277,13 +279,58 @@ impl ClientSocket {
     pub fn send_or_forget(&self, bytes: &[u8]) {
         let _ = self.send(bytes);
     }
+
+    /// Sends an answer for which nobody may be held up. A client that has not taken its earlier answers is not waited
+    /// for at all, any other one for a second.
+    pub fn send_promptly(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let until = env::now() + PROMPTLY;
+        let mut patience = Duration::ZERO;
+        loop {
+            // Not writable: most of the kernel's room is taken by what the client has not read.
+            if !is_writable(&self.socket, patience) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match rustix::net::send(&*self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    self.bytes_sent.set(self.bytes_sent.get() + sent as u64);
+                    bytes = &bytes[sent..];
+                }
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            patience = until.saturating_duration_since(env::now());
+        }
+    }
+}
+
+/// How long a client may take for the answers of [`ClientSocket::send_promptly`].
+const PROMPTLY: Duration = Duration::from_secs(1);
+
+fn is_writable(socket: &TcpStream, patience: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let patience = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    rustix::event::poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&patience))
+        .is_ok_and(|count| count > 0)
 }
 
 impl Client for ClientSocket {
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes_sent.set(self.bytes_sent.get() + bytes.len() as u64);
-        // The listener's write timeout holds here: a client that does not read for so long counts as gone.
-        (&*self.socket).write_all(bytes)
+    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            // The listener's write timeout holds here: a client that does not read for so long counts as gone.
+            match (&*self.socket).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => {
+                    self.bytes_sent.set(self.bytes_sent.get() + sent as u64);
+                    bytes = &bytes[sent..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn is_gone(&self) -> bool {

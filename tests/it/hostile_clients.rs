@@ -224,3 +224,37 @@ fn clients_that_never_read_hold_nobody_else_up() {
     rest.expect(&proxy);
     assert_eq!(proxy.number("w1", "total_errors"), 0, "a client that does not read blames nobody");
 }
+
+/// Clients that ask again and again and never read, on routes that need no key. Once the kernel's buffers were full
+/// they held both threads that answer health checks, half a minute each.
+#[test]
+fn questions_whose_answers_nobody_reads_hold_no_health_check_up() {
+    let upstream = Upstream::start();
+    // Names that make /stats long.
+    let mut setup = Proxy::with(&[&upstream]).env("LOG_LEVEL", "debug");
+    for place in 0..100 {
+        setup = setup.and_endpoint_at(upstream.address());
+        setup = setup.endpoint(place + 1, "name", format!("w{place}-{}", "y".repeat(60)));
+    }
+    let proxy = setup.start();
+    let rest = AtRest::of(&proxy);
+    let asked = || proxy.running.err.all().iter().filter(|line| line.contains("path=/stats ")).count();
+    let mut deaf: Vec<Client> = (0..4).map(|_| proxy.connect()).collect();
+    // Each question when the one before was answered: of two at once the connection ends with the first.
+    for client in &mut deaf {
+        let mut before = asked();
+        while client.sends(&Request::get("/stats").bytes()) {
+            let is_answered = eventually("an answer, or the end", || {
+                let now = asked();
+                (now > before).then_some(true).or_else(|| client.has_ended().then_some(false))
+            });
+            before = asked();
+            if !is_answered {
+                break;
+            }
+        }
+    }
+    assert_eq!(proxy.ask(&Request::get("/health")).status(), 200);
+    drop(deaf);
+    rest.expect(&proxy);
+}
