@@ -28,8 +28,11 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const FIRST_LOOK: usize = 4 * 1024;
 /// Requests up to this size, head and body, are waited for in the kernel's buffer; larger ones are read by a thread.
 const WAITED_FOR: u64 = 16 * 1024;
-/// How soon a request that is still unfinished may be looked at again.
+/// How soon a request that is still unfinished may be looked at again. Each look reads its head from the front, so the
+/// pause doubles with every look that found it unfinished: a head that comes byte by byte must not keep us busy.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
+/// The pause is not doubled more often than this: half a second.
+const DOUBLED_MAX: u32 = 8;
 /// How often unfinished requests are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a refused client is listened to after the answer.
@@ -147,10 +150,17 @@ struct Unfinished {
     until: Instant,
     /// Bytes there when it was last looked at.
     available: u64,
-    looked_at: Instant,
+    look_again: Instant,
+    /// How often it was found unfinished.
+    looks: u32,
 }
 
 impl Unfinished {
+    fn new(connection: Connection, until: Instant, available: u64, looks: u32, now: Instant) -> Self {
+        let look_again = now + LOOK_PAUSE * (1 << looks.min(DOUBLED_MAX));
+        Self { connection, head_until: until, until, available, look_again, looks: looks + 1 }
+    }
+
     /// Worth waiting for when the process is about to end: a body that is coming, or a head that has just begun.
     fn is_arriving(&self, now: Instant, shared: &Shared) -> bool {
         let is_body = self.until != self.head_until;
@@ -209,24 +219,22 @@ impl Watch<'_> {
     fn on_event(&mut self, key: usize, now: Instant) {
         if let Some(parked) = self.shared.watcher.take(key) {
             let until = now + self.shared.settings.head;
-            return self.look(parked.connection, Some(parked.until), until, now);
+            return self.look(parked.connection, Some(parked.until), until, 0, now);
         }
-        // A client that sends byte by byte is looked at on the next sweep, not for every byte.
-        let is_due = |unfinished: &Unfinished| now >= unfinished.looked_at + LOOK_PAUSE;
-        if self.unfinished.get(&key).is_some_and(is_due) {
-            self.look_again(key, now);
-        }
+        self.look_again(key, now);
     }
 
     /// Looks at an unfinished request if there is anything new about it.
     fn look_again(&mut self, key: usize, now: Instant) {
+        // A client that sends byte by byte is looked at on a sweep, not for every byte.
         let has_news = |u: &Unfinished| {
-            now >= u.until || u.connection.available() != u.available || u.connection.is_gone()
+            now >= u.until
+                || now >= u.look_again && (u.connection.available() != u.available || u.connection.is_gone())
         };
         if self.unfinished.get(&key).is_some_and(has_news)
             && let Some(unfinished) = self.unfinished.remove(&key)
         {
-            self.look(unfinished.connection, None, unfinished.head_until, now);
+            self.look(unfinished.connection, None, unfinished.head_until, unfinished.looks, now);
         }
     }
 
@@ -240,7 +248,7 @@ impl Watch<'_> {
             // A request that came at the last moment is served: its event would find nobody any more.
             match connection.available() {
                 0 => connection.close(),
-                _ => self.look(connection, Some(until), now + self.shared.settings.head, now),
+                _ => self.look(connection, Some(until), now + self.shared.settings.head, 0, now),
             }
         }
         for job in self.shared.pools.overdue(now) {
@@ -250,8 +258,15 @@ impl Watch<'_> {
     }
 
     /// Looks at a connection that has bytes to read, or whose time is up. `idle_until` is when an idle connection
-    /// would have ended; `until` when an unfinished request does.
-    fn look(&mut self, connection: Connection, idle_until: Option<Instant>, until: Instant, now: Instant) {
+    /// would have ended; `until` when an unfinished request does, which was looked at `looks` times before.
+    fn look(
+        &mut self,
+        connection: Connection,
+        idle_until: Option<Instant>,
+        until: Instant,
+        looks: u32,
+        now: Instant,
+    ) {
         let mut length = match connection.peek(&mut self.scratch[..FIRST_LOOK]) {
             Ok(0) => return connection.close(),
             Ok(length) => length,
@@ -268,27 +283,28 @@ impl Watch<'_> {
         }
         match verdict {
             Verdict::Refuse(refusal) => self.shared.refuse(connection, refusal, None),
-            Verdict::Complete(head) => self.dispatch(connection, head, until, now),
+            Verdict::Complete(head) => self.dispatch(connection, head, until, looks, now),
             Verdict::Incomplete if now >= until => {
                 let refusal = Refusal::new(408, "the request head did not come in time");
                 self.shared.refuse(connection, refusal, None);
             }
             Verdict::Incomplete if connection.is_gone() => connection.close(),
             Verdict::Incomplete => {
-                let available = length as u64;
-                self.wait_for_more(Unfinished {
-                    connection,
-                    head_until: until,
-                    until,
-                    available,
-                    looked_at: now,
-                });
+                let wait = Unfinished::new(connection, until, length as u64, looks, now);
+                self.wait_for_more(wait);
             }
         }
     }
 
     /// Sends a request whose head is whole on its way.
-    fn dispatch(&mut self, connection: Connection, head: Box<Head>, until: Instant, now: Instant) {
+    fn dispatch(
+        &mut self,
+        connection: Connection,
+        head: Box<Head>,
+        until: Instant,
+        looks: u32,
+        now: Instant,
+    ) {
         let route = match self.shared.service.route(&head) {
             Ok(route) => route,
             Err(refusal) => return self.shared.refuse(connection, refusal, Some(&head)),
@@ -299,7 +315,8 @@ impl Watch<'_> {
         // What tiny_http reads of itself must have arrived before it looks, however long the head is.
         let is_small = |bytes: u64| bytes <= WAITED_FOR.max((head.len() + READ_AHEAD) as u64);
         if whole.is_some_and(is_small) && !has_arrived {
-            return self.wait_for_small_body(connection, &head, until, available, now);
+            let wait = Unfinished::new(connection, until, available, looks, now);
+            return self.wait_for_small_body(wait, &head, now);
         }
         let job = Job { connection, head, route, received_at: now, read: None };
         let taken = if has_arrived { self.shared.enqueue(job) } else { self.shared.enqueue_unread(job) };
@@ -310,27 +327,20 @@ impl Watch<'_> {
     }
 
     /// A small body is waited for here, in the kernel's buffer: no thread is needed for it.
-    fn wait_for_small_body(
-        &mut self,
-        connection: Connection,
-        head: &Head,
-        until: Instant,
-        available: u64,
-        now: Instant,
-    ) {
-        if connection.is_gone() {
-            let have = available.saturating_sub(head.len() as u64);
+    fn wait_for_small_body(&mut self, mut wait: Unfinished, head: &Head, now: Instant) {
+        if wait.connection.is_gone() {
+            let have = wait.available.saturating_sub(head.len() as u64);
             let refusal = Refusal::new(400, format!("the request body ended after {have} bytes"));
-            return self.shared.refuse(connection, refusal, Some(head));
+            return self.shared.refuse(wait.connection, refusal, Some(head));
         }
         // Both deadlines began with the first byte.
         let settings = &self.shared.settings;
-        let (head_until, until) = (until, until - settings.head + settings.body);
-        if now >= until {
+        wait.until = wait.head_until - settings.head + settings.body;
+        if now >= wait.until {
             let refusal = Refusal::new(408, "the request body did not come in time");
-            return self.shared.refuse(connection, refusal, Some(head));
+            return self.shared.refuse(wait.connection, refusal, Some(head));
         }
-        self.wait_for_more(Unfinished { connection, head_until, until, available, looked_at: now });
+        self.wait_for_more(wait);
     }
 
     fn wait_for_more(&mut self, unfinished: Unfinished) {
