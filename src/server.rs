@@ -270,6 +270,10 @@ impl Service for Host {
         exchange.client.send_promptly(&bytes).map_or(Ending::Broken, |()| Ending::Whole)
     }
 
+    fn tick(&self, now: Instant) {
+        self.app().release_idle(now);
+    }
+
     fn panicked(&self, exchange: &Exchange) -> Answer {
         let id = env::request_id();
         let key = exchange.route.key.as_deref();

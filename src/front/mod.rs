@@ -123,6 +123,9 @@ pub trait Service: Send + Sync + 'static {
     /// Serves one request.
     fn serve(&self, exchange: &Exchange) -> Ending;
 
+    /// Called about once a second by the watcher: must not wait for anything.
+    fn tick(&self, now: Instant);
+
     /// A worker panicked while it served this request. Returns the answer for a client that has seen nothing yet.
     fn panicked(&self, exchange: &Exchange) -> Answer;
 }

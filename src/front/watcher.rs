@@ -35,6 +35,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(2);
 const DOUBLED_MAX: u32 = 8;
 /// How often unfinished requests are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often the service above gets its turn.
+const SERVICE_TICK: Duration = Duration::from_secs(1);
 /// How long a refused client is listened to after the answer.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many may linger at once; beyond that they are closed at once.
@@ -177,6 +179,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
     let mut events = Events::new();
     let mut watch = Watch { shared, scratch: vec![0; HEAD_BYTES_MAX + 1], unfinished: HashMap::new() };
     let mut next_sweep = env::now();
+    let mut next_tick = next_sweep;
     loop {
         let is_draining = shared.is_draining();
         let is_hurried = is_draining || !watch.unfinished.is_empty() || !watcher.lingering.lock().is_empty();
@@ -189,6 +192,10 @@ pub(super) fn run(shared: &Arc<Shared>) {
         let now = env::now();
         for event in events.iter() {
             watch.guarded(|watch| watch.on_event(event.key, now));
+        }
+        if now >= next_tick {
+            next_tick = now + SERVICE_TICK;
+            watch.guarded(|watch| watch.shared.service.tick(now));
         }
         if now >= next_sweep || is_draining {
             next_sweep = now + wait.min(LOOK_AGAIN);

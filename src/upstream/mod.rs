@@ -4,6 +4,7 @@
 //! what a failure means stands in `outcome`, and whether to try again in `retry`. The one exception is a pooled
 //! connection that turns out closed: it is replaced by a fresh one, once, because that says nothing about anybody.
 
+mod connections;
 mod credential;
 mod oauth;
 mod proxy;
@@ -14,7 +15,8 @@ mod wait;
 
 use std::io::Read;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ureq::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use ureq::http::{Method, Request, Uri};
@@ -23,14 +25,12 @@ use ureq::{Agent, Error};
 
 use crate::config;
 use crate::secret::Secret;
+use connections::{Connections, IDLE_AGE, InUse};
 use credential::{Credential, OAuth, TokenFile};
 
 pub use resolver::CachingResolver;
 pub use tls::Tls;
 pub use wait::{Abort, Wait};
-
-/// Idle connections are given up before any load balancer on the way does it (60 s is the shortest usual limit).
-const IDLE_AGE: Duration = Duration::from_secs(50);
 
 /// What all workspaces share.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ pub struct Workspace {
     url: String,
     credential: Credential,
     headers: Vec<(HeaderName, HeaderValue)>,
-    agent: Agent,
+    connections: Arc<Connections>,
 }
 
 /// A request as it goes to any workspace; every attempt sends the same bytes.
@@ -74,6 +74,7 @@ pub struct Incoming {
     headers: HeaderMap,
     body: ureq::Body,
     token: Secret,
+    in_use: InUse,
 }
 
 impl Incoming {
@@ -95,7 +96,13 @@ impl Incoming {
     /// The body. A read that finds nothing for one tick fails with `WouldBlock` and can simply be repeated. Dropped
     /// before its end, it closes the connection, and the workspace can stop working.
     pub fn into_body(self) -> impl Read {
-        self.body.into_with_config().limit(u64::MAX).reader()
+        struct Reader<R>(R, #[expect(dead_code, reason = "it ends when the reader does")] InUse);
+        impl<R: Read> Read for Reader<R> {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                self.0.read(buffer)
+            }
+        }
+        Reader(self.body.into_with_config().limit(u64::MAX).reader(), self.in_use)
     }
 }
 
@@ -128,7 +135,7 @@ impl Workspace {
     pub fn new(written: &config::Endpoint, network: &Network) -> Result<Self, String> {
         let url = format!("{}/anthropic/v1/messages", written.api_base);
         let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
-        let agent = agent(&uri, network)?;
+        let connections = Connections::new(Box::new(agents(&uri, network)?));
         let mut headers = Vec::new();
         for (name, value) in &written.headers {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
@@ -139,25 +146,31 @@ impl Workspace {
             config::Credential::Token(token) => Credential::Fixed(token.clone()),
             config::Credential::TokenFile(path) => Credential::File(TokenFile::new(path.clone())),
             config::Credential::OAuth { client_id, client_secret } => {
-                let grant = oauth::Grant::new(&uri, client_id, client_secret, agent.clone());
+                let grant = oauth::Grant::new(&uri, client_id, client_secret, Arc::clone(&connections));
                 Credential::OAuth(OAuth::new(Box::new(move || grant.fetch())))
             }
         };
-        Ok(Self { name: written.name.clone(), url, credential, headers, agent })
+        Ok(Self { name: written.name.clone(), url, credential, headers, connections })
+    }
+
+    /// Closes connections that have been idle for too long. To be called now and then; waits for nothing.
+    pub fn release_idle(&self, now: Instant) {
+        self.connections.release_idle(now);
     }
 
     /// Sends a request and waits for status and headers. `wait` is asked on every tick.
     pub fn send(&self, outgoing: &Outgoing<'_>, wait: &Rc<dyn Wait>) -> Result<Incoming, SendError> {
-        let (token, result, trace) = self.call(outgoing, wait, false)?;
+        let in_use = self.connections.begin();
+        let (token, result, trace) = self.call(&in_use.agent, outgoing, wait, false)?;
         // Closed just as we sent, without a byte of answer: nobody's fault, and nobody has seen the request.
         let is_stale = result.is_err() && !trace.connecting && !trace.received && abort_of(&result).is_none();
         let (token, result, trace) =
-            if is_stale { self.call(outgoing, wait, true)? } else { (token, result, trace) };
+            if is_stale { self.call(&in_use.agent, outgoing, wait, true)? } else { (token, result, trace) };
         let abort = abort_of(&result);
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
-                Ok(Incoming { status: parts.status.as_u16(), headers: parts.headers, body, token })
+                Ok(Incoming { status: parts.status.as_u16(), headers: parts.headers, body, token, in_use })
             }
             Err(error) => {
                 let kind = match abort {
@@ -176,6 +189,7 @@ impl Workspace {
     #[allow(clippy::type_complexity)]
     fn call(
         &self,
+        agent: &Agent,
         outgoing: &Outgoing<'_>,
         wait: &Rc<dyn Wait>,
         fresh_only: bool,
@@ -187,7 +201,7 @@ impl Workspace {
         let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
         let head_bytes = headers.sum::<usize>() + self.url.len() + outgoing.query.map_or(0, str::len);
         let trace = wait::Trace { fresh_only, head_bytes, ..wait::Trace::default() };
-        let (result, trace) = wait::during(Rc::clone(wait), trace, || self.agent.run(request));
+        let (result, trace) = wait::during(Rc::clone(wait), trace, || agent.run(request));
         Ok((token, result, trace))
     }
 
@@ -220,7 +234,8 @@ fn bearer(token: &Secret) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {
+/// What makes agents for this address.
+fn agents(uri: &Uri, network: &Network) -> Result<impl Fn() -> Agent + Send + Sync + use<>, String> {
     let (scheme, host) = (uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default());
     let proxy = proxy::for_host(scheme, host, &|name| std::env::var(name).ok());
     let proxy = proxy.map(|url| ureq::Proxy::new(&url)).transpose();
@@ -238,11 +253,15 @@ fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {
         .max_idle_connections_per_host(network.idle_connections)
         .max_idle_age(IDLE_AGE)
         .build();
-    let connector =
-        ().chain(ConnectProxyConnector::default())
-            .chain(transport::TcpConnector { connect_timeout: network.connect_timeout, tick: network.tick })
-            .chain(tls::TlsConnector(network.tls.clone()));
-    Ok(Agent::with_parts(config, connector, network.resolver.clone()))
+    let network = network.clone();
+    Ok(move || {
+        let (connect_timeout, tick) = (network.connect_timeout, network.tick);
+        let connector =
+            ().chain(ConnectProxyConnector::default())
+                .chain(transport::TcpConnector { connect_timeout, tick })
+                .chain(tls::TlsConnector(network.tls.clone()));
+        Agent::with_parts(config.clone(), connector, network.resolver.clone())
+    })
 }
 
 fn abort_of<T>(result: &Result<T, Error>) -> Option<Abort> {
