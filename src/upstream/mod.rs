@@ -163,7 +163,8 @@ impl Workspace {
         let in_use = self.connections.begin();
         let (token, result, trace) = self.call(&in_use.agent, outgoing, wait, false)?;
         // Closed just as we sent, without a byte of answer: nobody's fault, and nobody has seen the request.
-        let is_stale = result.is_err() && !trace.connecting && !trace.received && abort_of(&result).is_none();
+        let has_begun = trace.unresolved || trace.connecting || trace.received;
+        let is_stale = result.is_err() && !has_begun && abort_of(&result).is_none();
         let (token, result, trace) =
             if is_stale { self.call(&in_use.agent, outgoing, wait, true)? } else { (token, result, trace) };
         let abort = abort_of(&result);
@@ -177,8 +178,7 @@ impl Workspace {
                     Some(Abort::Connect) => SendErrorKind::Connect,
                     Some(abort) => SendErrorKind::Aborted(abort),
                     None if trace.connecting && !trace.connected => SendErrorKind::Connect,
-                    // A lookup that failed never came to connecting.
-                    None if !trace.connecting && is_stale => SendErrorKind::Connect,
+                    None if trace.unresolved => SendErrorKind::Connect,
                     None => SendErrorKind::NoAnswer,
                 };
                 Err(SendError { kind, message: words(&error) })
@@ -284,5 +284,58 @@ fn words(error: &Error) -> String {
         Error::Io(error) => error.to_string(),
         Error::InvalidProxyUrl => "the proxy's URL is not valid".into(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Patient;
+
+    impl Wait for Patient {
+        fn tick(&self) -> Result<(), Abort> {
+            Ok(())
+        }
+    }
+
+    /// A failed lookup looked like a pooled connection that turned out closed, and was made twice: when DNS did not
+    /// answer, that was twice `timeouts.connect`.
+    #[test]
+    fn a_name_that_cannot_be_found_is_looked_up_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let lookup = move |_: &str| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Err(std::io::Error::other("no such host"))
+        };
+        let second = Duration::from_secs(1);
+        let network = Network {
+            tls: Tls::new(&[]).unwrap(),
+            resolver: CachingResolver::with_lookup(5 * second, second, Box::new(lookup)),
+            connect_timeout: 5 * second,
+            tick: second,
+            idle_connections: 1,
+        };
+        let written = config::Endpoint {
+            name: "w1".into(),
+            api_base: "http://w.invalid/serving-endpoints".into(),
+            credential: config::Credential::Token(Secret::new("t")),
+            weight: 1,
+            max_concurrent: None,
+            models: Vec::new(),
+            headers: Vec::new(),
+        };
+        let workspace = Workspace::new(&written, &network).unwrap();
+        let outgoing = Outgoing { query: None, headers: &[], body: b"{}" };
+        let wait: Rc<dyn Wait> = Rc::new(Patient);
+        let error = workspace.send(&outgoing, &wait).err().unwrap();
+        assert_eq!(
+            (error.kind, asked.load(Ordering::SeqCst)),
+            (SendErrorKind::Connect, 1),
+            "{}",
+            error.message
+        );
     }
 }
