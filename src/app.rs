@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::anthropic::compat::Path;
 use crate::anthropic::model::Families;
@@ -84,6 +84,11 @@ impl App {
             network,
             workspaces,
         })
+    }
+
+    /// Closes connections to workspaces that have been idle for too long.
+    pub fn release_idle(&self, now: Instant) {
+        self.workspaces.iter().for_each(|workspace| workspace.release_idle(now));
     }
 
     /// The connections to an endpoint that is written exactly so.

@@ -266,8 +266,12 @@ impl Service for Host {
         // Probes come every few seconds for ever; they are not worth a line each.
         let level = if target == Target::CountTokens { log::Level::Info } else { log::Level::Debug };
         access::local(&id, key, &exchange.peer.to_string(), Some(head), answer.status, level);
-        exchange.client.send_or_forget(&answer.to_bytes(head.method() == "HEAD", exchange.closes));
-        Ending::Whole
+        let bytes = answer.to_bytes(head.method() == "HEAD", exchange.closes);
+        exchange.client.send_promptly(&bytes).map_or(Ending::Broken, |()| Ending::Whole)
+    }
+
+    fn tick(&self, now: Instant) {
+        self.app().release_idle(now);
     }
 
     fn panicked(&self, exchange: &Exchange) -> Answer {

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use polling::Poller;
@@ -19,6 +20,7 @@ use rustix::buffer::spare_capacity;
 use rustix::net::{RecvFlags, SendFlags};
 use tiny_http::Request;
 
+use crate::env;
 use crate::relay::Client;
 
 /// Requests of one connection, as tiny_http parses them. A request it refuses is `None`; it has answered itself.
@@ -54,7 +56,7 @@ impl Registry {
     }
 
     /// Waits until a connection has ended, at most for `longest`.
-    pub(super) fn wait_for_room(&self, most: usize, longest: std::time::Duration) {
+    pub(super) fn wait_for_room(&self, most: usize, longest: Duration) {
         let mut inodes = self.0.inodes.lock();
         if inodes.len() >= most {
             self.0.left.wait_for(&mut inodes, longest);
@@ -158,11 +160,6 @@ impl Connection {
         &self.socket
     }
 
-    /// Lets tiny_http read the next request. Its head must have been judged before.
-    pub(super) fn next_request(&mut self) -> Option<Request> {
-        self.requests.as_mut()?.next().flatten()
-    }
-
     /// Copies what has arrived without taking it. `Ok(0)` means the client has closed.
     pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         receive(&self.socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
@@ -187,6 +184,24 @@ impl Connection {
         receive(&self.socket, buffer, RecvFlags::DONTWAIT)
     }
 
+    /// Takes and forgets this many bytes, which have arrived. False when they have not.
+    pub(super) fn discard_exactly(&self, mut bytes: u64) -> bool {
+        let mut scratch = [0; 8 * 1024];
+        while bytes > 0 {
+            let most = scratch.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+            match self.discard(&mut scratch[..most]) {
+                Ok(count) if count > 0 => bytes -= count as u64,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Takes bytes as they come, past tiny_http, waiting as long as any read on this socket may wait.
+    pub(super) fn take(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        receive(&self.socket, buffer, RecvFlags::empty())
+    }
+
     /// Bytes that have arrived and were not read.
     pub(super) fn available(&self) -> u64 {
         rustix::io::ioctl_fionread(&*self.socket).unwrap_or(0)
@@ -206,11 +221,6 @@ impl Connection {
     /// Tells the client that no more will come, but still hears it.
     pub(super) fn end_sending(&self) {
         let _ = self.socket.shutdown(Shutdown::Write);
-    }
-
-    /// From now on reads find only what has arrived, and do not wait.
-    pub(super) fn end_receiving(&self) {
-        let _ = self.socket.shutdown(Shutdown::Read);
     }
 
     /// Ends the connection now.
@@ -273,13 +283,58 @@ impl ClientSocket {
     pub fn send_or_forget(&self, bytes: &[u8]) {
         let _ = self.send(bytes);
     }
+
+    /// Sends an answer for which nobody may be held up. A client that has not taken its earlier answers is not waited
+    /// for at all, any other one for a second.
+    pub fn send_promptly(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let until = env::now() + PROMPTLY;
+        let mut patience = Duration::ZERO;
+        loop {
+            // Not writable: most of the kernel's room is taken by what the client has not read.
+            if !is_writable(&self.socket, patience) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match rustix::net::send(&*self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    self.bytes_sent.set(self.bytes_sent.get() + sent as u64);
+                    bytes = &bytes[sent..];
+                }
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            patience = until.saturating_duration_since(env::now());
+        }
+    }
+}
+
+/// How long a client may take for the answers of [`ClientSocket::send_promptly`].
+const PROMPTLY: Duration = Duration::from_secs(1);
+
+fn is_writable(socket: &TcpStream, patience: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let patience = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
+    rustix::event::poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&patience))
+        .is_ok_and(|count| count > 0)
 }
 
 impl Client for ClientSocket {
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.bytes_sent.set(self.bytes_sent.get() + bytes.len() as u64);
-        // The listener's write timeout holds here: a client that does not read for so long counts as gone.
-        (&*self.socket).write_all(bytes)
+    fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            // The listener's write timeout holds here: a client that does not read for so long counts as gone.
+            match (&*self.socket).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => {
+                    self.bytes_sent.set(self.bytes_sent.get() + sent as u64);
+                    bytes = &bytes[sent..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn is_gone(&self) -> bool {

@@ -124,6 +124,9 @@ pub trait Service: Send + Sync + 'static {
     /// Serves one request.
     fn serve(&self, exchange: &Exchange) -> Ending;
 
+    /// Called about once a second by the watcher: must not wait for anything.
+    fn tick(&self, now: Instant);
+
     /// A worker panicked while it served this request. Returns the answer for a client that has seen nothing yet.
     fn panicked(&self, exchange: &Exchange) -> Answer;
 }
@@ -261,9 +264,9 @@ impl Shared {
     fn work(self: &Arc<Self>, mut job: Job) {
         let read = match job.read.take() {
             Some(read) => read,
-            None => match reader::read(&mut job, self) {
+            None => match reader::read(&job, self) {
                 Ok(read) => read,
-                Err(failed) => return reader::give_up(self, job, failed),
+                Err(refusal) => return reader::give_up(self, job, refusal),
             },
         };
         let Job { connection, head, route, received_at, .. } = job;
@@ -282,7 +285,6 @@ impl Shared {
         let keep = ending == Ending::Whole && !exchange.closes;
         drop(exchange);
         drop(read.share);
-        drop(read.writer);
         if keep {
             self.watcher.park(connection, env::now() + self.settings.keep_alive);
         } else if ending == Ending::Whole {
@@ -296,7 +298,7 @@ impl Shared {
     /// which can destroy the answer on its way.
     fn end(&self, connection: Connection) {
         if connection.available() > 0 {
-            self.watcher.linger(connection, false);
+            self.watcher.linger(connection);
         } else {
             connection.close();
         }

@@ -3,24 +3,20 @@
 //! A body that has arrived already is read by the worker itself; a slow one by a thread of the reader lanes. Either
 //! way the key was checked first, and a body that is not wanted is never waited for.
 //!
-//! A request whose length is told is taken from the socket as it lies there, head and body in one call: its head was
-//! parsed by the watcher, and a second parse, byte by byte, cost as much as everything else together (benchmark of 2 KB
-//! requests with Claude Code's headers: 204,000 of 440,000 instructions). tiny_http reads what must be decoded, chunks,
-//! and what it must ask for, with `100 Continue`.
+//! Everything is taken from the socket as it lies there, past tiny_http: the head was parsed by the watcher. Head and
+//! body come in one call where the length is told, and nothing of the next request with them.
 
-use std::io::{self, Write};
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tiny_http::Request;
-
 use super::budget::Share;
 use super::connection::Connection;
-use super::watcher::whole_length;
 use super::{Job, Shared};
 use crate::env;
 use crate::http::answer::Refusal;
+use crate::http::chunked::Chunked;
 use crate::http::head::Framing;
 
 /// A body slower than this, in bytes per second on average, is given up...
@@ -53,8 +49,6 @@ impl AsRef<[u8]> for Body {
 /// A request that was read.
 pub(super) struct Read {
     pub(super) body: Body,
-    /// What tiny_http waits for before it reads the next request. Never written to: answers go through our own handle.
-    pub(super) writer: Option<Box<dyn Write + Send>>,
     /// The answer to this one ends the connection: there is more behind it.
     pub(super) closes: bool,
     /// The memory it takes.
@@ -64,52 +58,40 @@ pub(super) struct Read {
 /// A body is held twice at most while it is served: as it came, and as it goes out without a field that was refused.
 const COPIES: usize = 2;
 
-/// Why there is no body.
-pub(super) enum Failed {
-    /// The client is told why.
-    Refused(Refusal, Option<Box<Request>>),
-    /// tiny_http has refused the head after all, or the client has reset the connection.
-    Lost,
-}
-
 /// Takes the request from its connection.
-pub(super) fn read(job: &mut Job, shared: &Shared) -> Result<Read, Failed> {
-    let mut share = shared.bodies_of(job.route.pool).share();
-    let mut has_room = |bytes: usize| share.grow_to(bytes.saturating_mul(COPIES));
+pub(super) fn read(job: &Job, shared: &Shared) -> Result<Read, Refusal> {
+    let Job { connection, head, route, .. } = job;
+    if head.expects_continue() && !head.is_http_1_0() {
+        connection.send_now(b"HTTP/1.1 100 Continue\r\n\r\n");
+    }
     let limits = Limits {
-        framing: job.head.framing(),
-        bytes_max: job.route.body_bytes_max,
+        framing: head.framing(),
+        bytes_max: route.body_bytes_max,
         started: env::now(),
         longest: shared.settings.body,
     };
-    if whole_length(&job.head).is_some() {
-        let (connection, start) = (&job.connection, job.head.len());
-        let mut around = Around { has_room: &mut has_room, is_gone: &|| connection.is_gone() };
-        let mut source = Source::Socket { connection, start };
-        return match read_body(&mut source, limits, &env::now, &mut around) {
-            Ok(bytes) => Ok(Read { body: Body { bytes, start }, writer: None, closes: job.has_more, share }),
-            Err(refusal) => Err(Failed::Refused(refusal, None)),
-        };
-    }
-    let mut request = job.connection.next_request().ok_or(Failed::Lost)?;
-    let connection = &job.connection;
+    let mut share = shared.bodies_of(route.pool).share();
+    let mut has_room = |bytes: usize| share.grow_to(bytes.saturating_mul(COPIES));
     let mut around = Around { has_room: &mut has_room, is_gone: &|| connection.is_gone() };
-    let mut source = Source::Decoder(request.as_reader());
-    // tiny_http reads ahead, and what it takes of a next request is never seen by the watcher.
-    let closes = true;
-    match read_body(&mut source, limits, &env::now, &mut around) {
-        Ok(bytes) => {
-            Ok(Read { body: Body { bytes, start: 0 }, writer: Some(request.into_writer()), closes, share })
+    let (mut source, start) = match head.framing() {
+        Framing::Chunked => {
+            if !connection.discard_exactly(head.len() as u64) {
+                return Err(Refusal::new(400, "the request cannot be read"));
+            }
+            (Source::Chunked(Chunked::new(Socket(connection))), 0)
         }
-        Err(refusal) => Err(Failed::Refused(refusal, Some(Box::new(request)))),
-    }
+        Framing::None | Framing::Length(_) => (Source::Plain(connection), head.len()),
+    };
+    let bytes = read_body(&mut source, start, limits, &env::now, &mut around)?;
+    let closes = job.has_more || matches!(source, Source::Chunked(chunked) if chunked.has_read_beyond());
+    Ok(Read { body: Body { bytes, start }, closes, share })
 }
 
 /// A reader thread's part.
 pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
-    match read(&mut job, shared) {
+    match read(&job, shared) {
         Ok(read) => job.read = Some(read),
-        Err(failed) => return give_up(shared, job, failed),
+        Err(refusal) => return give_up(shared, job, refusal),
     }
     if let Err(job) = shared.enqueue(job) {
         shared.turn_away(*job, Refusal::overloaded("every worker is busy and the queue is full"));
@@ -117,27 +99,16 @@ pub(super) fn run(shared: &Arc<Shared>, mut job: Job) {
 }
 
 /// Answers a request whose body could not be read, without reading the rest of it.
-pub(super) fn give_up(shared: &Shared, job: Job, failed: Failed) {
+pub(super) fn give_up(shared: &Shared, job: Job, refusal: Refusal) {
     let Job { connection, head, .. } = job;
-    let Failed::Refused(refusal, request) = failed else {
-        // What tiny_http says to that is not in our words, and stays in its buffer.
-        let refusal = Refusal::new(400, "the request cannot be read");
-        return shared.refuse(connection, refusal, Some(&head));
-    };
     let answer = shared.service.refuse(refusal, Some(&head), connection.peer());
     connection.send_now(&answer.to_bytes(false, true));
-    if let Some(request) = request {
-        // tiny_http drains an unread body when the request is dropped; after this it finds no more than has arrived.
-        connection.end_receiving();
-        drop(request.into_writer());
-        return shared.watcher.linger(connection, true);
-    }
-    shared.watcher.linger(connection, false);
+    shared.watcher.linger(connection);
 }
 
 /// The first room for a body whose length was not told.
 const CHUNKED_AT_FIRST: usize = 16 * 1024;
-/// How much is asked of tiny_http at a time.
+/// How much is decoded at a time.
 const WINDOW: usize = 16 * 1024;
 
 #[derive(Clone, Copy)]
@@ -150,34 +121,41 @@ struct Limits {
 
 /// Where a body comes from.
 enum Source<'a> {
-    /// The socket, where the head comes first.
-    Socket { connection: &'a Connection, start: usize },
-    /// tiny_http.
-    Decoder(&'a mut dyn io::Read),
+    /// The socket, as it is.
+    Plain(&'a Connection),
+    /// The socket, behind the head, in chunks.
+    Chunked(Chunked<Socket<'a>>),
+    #[cfg(test)]
+    Test(&'a mut dyn io::Read),
 }
 
 impl Source<'_> {
-    /// How many bytes come before the body.
-    fn start(&self) -> usize {
-        match *self {
-            Source::Socket { start, .. } => start,
-            Source::Decoder(_) => 0,
-        }
-    }
-
-    /// Appends what has come, at most to `room` bytes in all. Memory is touched only as bytes arrive: a false length
+    /// Appends what has come, to `room` bytes in all at most. Memory is touched only as bytes arrive: a false length
     /// costs nothing.
     fn append_to(&mut self, body: &mut Vec<u8>, room: usize) -> io::Result<usize> {
         match self {
-            Source::Socket { connection, .. } => connection.receive(body, room - body.len()),
-            Source::Decoder(reader) => {
-                let filled = body.len();
-                body.resize((filled + WINDOW).min(room), 0);
-                let result = reader.read(&mut body[filled..]);
-                body.truncate(filled + result.as_ref().map_or(0, |&count| count));
-                result
-            }
+            Source::Plain(connection) => connection.receive(body, room - body.len()),
+            Source::Chunked(chunked) => append(chunked, body, room),
+            #[cfg(test)]
+            Source::Test(reader) => append(reader, body, room),
         }
+    }
+}
+
+fn append(reader: &mut dyn io::Read, body: &mut Vec<u8>, room: usize) -> io::Result<usize> {
+    let filled = body.len();
+    body.resize((filled + WINDOW).min(room), 0);
+    let result = reader.read(&mut body[filled..]);
+    body.truncate(filled + result.as_ref().map_or(0, |&count| count));
+    result
+}
+
+/// What the client sends. A read waits as long as any read on this socket may wait.
+struct Socket<'a>(&'a Connection);
+
+impl io::Read for Socket<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.take(buffer)
     }
 }
 
@@ -203,14 +181,14 @@ impl Around<'_> {
     }
 }
 
-/// Reads to the end of the body. What comes before it stands before it in the result.
+/// Reads to the end of the body, behind `start` bytes that come before it and stand before it in the result.
 fn read_body(
     source: &mut Source<'_>,
+    start: usize,
     limits: Limits,
     clock: &dyn Fn() -> Instant,
     around: &mut Around<'_>,
 ) -> Result<Vec<u8>, Refusal> {
-    let start = source.start();
     let too_large = |bytes| Refusal::too_large(bytes, limits.bytes_max);
     let expected = match limits.framing {
         Framing::None => Some(start),
@@ -292,7 +270,7 @@ mod tests {
             Limits { framing, bytes_max: most, started: time.get(), longest: Duration::from_secs(60) };
         let mut reader = Slow { left, step, time: &time };
         let mut around = Around { has_room: &mut |bytes| bytes <= ROOM, is_gone: &|| false };
-        let read = read_body(&mut Source::Decoder(&mut reader), limits, &|| time.get(), &mut around);
+        let read = read_body(&mut Source::Test(&mut reader), 0, limits, &|| time.get(), &mut around);
         read.map(|body| body.len()).map_err(|refusal| refusal.status)
     }
 

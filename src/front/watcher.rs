@@ -27,10 +27,15 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const FIRST_LOOK: usize = 4 * 1024;
 /// Requests up to this size, head and body, are waited for in the kernel's buffer; larger ones are read by a thread.
 const WAITED_FOR: u64 = 16 * 1024;
-/// How soon a request that is still unfinished may be looked at again.
+/// How soon a request that is still unfinished may be looked at again. Each look reads its head from the front, so the
+/// pause doubles with every look that found it unfinished: a head that comes byte by byte must not keep us busy.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
+/// The pause is not doubled more often than this: half a second.
+const DOUBLED_MAX: u32 = 8;
 /// How often unfinished requests are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often the service above gets its turn.
+const SERVICE_TICK: Duration = Duration::from_secs(1);
 /// How long a refused client is listened to after the answer.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many may linger at once; beyond that they are closed at once.
@@ -55,8 +60,6 @@ struct Parked {
 struct Lingering {
     connection: Connection,
     until: Instant,
-    /// Reads no longer tell whether the client has closed.
-    is_deaf: bool,
 }
 
 impl Watcher {
@@ -88,12 +91,12 @@ impl Watcher {
         }
     }
 
-    /// Listens to a refused client a little longer. `is_deaf`: its receiving side was shut down.
-    pub(super) fn linger(&self, connection: Connection, is_deaf: bool) {
+    /// Listens to a refused client a little longer.
+    pub(super) fn linger(&self, connection: Connection) {
         connection.end_sending();
         let mut lingering = self.lingering.lock();
         if lingering.len() < LINGERING_MAX {
-            lingering.push(Lingering { connection, until: env::now() + LINGER, is_deaf });
+            lingering.push(Lingering { connection, until: env::now() + LINGER });
         }
     }
 
@@ -146,10 +149,17 @@ struct Unfinished {
     until: Instant,
     /// Bytes there when it was last looked at.
     available: u64,
-    looked_at: Instant,
+    look_again: Instant,
+    /// How often it was found unfinished.
+    looks: u32,
 }
 
 impl Unfinished {
+    fn new(connection: Connection, until: Instant, available: u64, looks: u32, now: Instant) -> Self {
+        let look_again = now + LOOK_PAUSE * (1 << looks.min(DOUBLED_MAX));
+        Self { connection, head_until: until, until, available, look_again, looks: looks + 1 }
+    }
+
     /// Worth waiting for when the process is about to end: a body that is coming, or a head that has just begun.
     fn is_arriving(&self, now: Instant, shared: &Shared) -> bool {
         let is_body = self.until != self.head_until;
@@ -166,6 +176,7 @@ pub(super) fn run(shared: &Arc<Shared>) {
     let mut events = Events::new();
     let mut watch = Watch { shared, scratch: vec![0; HEAD_BYTES_MAX + 1], unfinished: HashMap::new() };
     let mut next_sweep = env::now();
+    let mut next_tick = next_sweep;
     loop {
         let is_draining = shared.is_draining();
         let is_hurried = is_draining || !watch.unfinished.is_empty() || !watcher.lingering.lock().is_empty();
@@ -178,6 +189,10 @@ pub(super) fn run(shared: &Arc<Shared>) {
         let now = env::now();
         for event in events.iter() {
             watch.guarded(|watch| watch.on_event(event.key, now));
+        }
+        if now >= next_tick {
+            next_tick = now + SERVICE_TICK;
+            watch.guarded(|watch| watch.shared.service.tick(now));
         }
         if now >= next_sweep || is_draining {
             next_sweep = now + wait.min(LOOK_AGAIN);
@@ -208,24 +223,22 @@ impl Watch<'_> {
     fn on_event(&mut self, key: usize, now: Instant) {
         if let Some(parked) = self.shared.watcher.take(key) {
             let until = now + self.shared.settings.head;
-            return self.look(parked.connection, Some(parked.until), until, now);
+            return self.look(parked.connection, Some(parked.until), until, 0, now);
         }
-        // A client that sends byte by byte is looked at on the next sweep, not for every byte.
-        let is_due = |unfinished: &Unfinished| now >= unfinished.looked_at + LOOK_PAUSE;
-        if self.unfinished.get(&key).is_some_and(is_due) {
-            self.look_again(key, now);
-        }
+        self.look_again(key, now);
     }
 
     /// Looks at an unfinished request if there is anything new about it.
     fn look_again(&mut self, key: usize, now: Instant) {
+        // A client that sends byte by byte is looked at on a sweep, not for every byte.
         let has_news = |u: &Unfinished| {
-            now >= u.until || u.connection.available() != u.available || u.connection.is_gone()
+            now >= u.until
+                || now >= u.look_again && (u.connection.available() != u.available || u.connection.is_gone())
         };
         if self.unfinished.get(&key).is_some_and(has_news)
             && let Some(unfinished) = self.unfinished.remove(&key)
         {
-            self.look(unfinished.connection, None, unfinished.head_until, now);
+            self.look(unfinished.connection, None, unfinished.head_until, unfinished.looks, now);
         }
     }
 
@@ -239,7 +252,7 @@ impl Watch<'_> {
             // A request that came at the last moment is served: its event would find nobody any more.
             match connection.available() {
                 0 => connection.close(),
-                _ => self.look(connection, Some(until), now + self.shared.settings.head, now),
+                _ => self.look(connection, Some(until), now + self.shared.settings.head, 0, now),
             }
         }
         for job in self.shared.pools.overdue(now) {
@@ -249,8 +262,15 @@ impl Watch<'_> {
     }
 
     /// Looks at a connection that has bytes to read, or whose time is up. `idle_until` is when an idle connection
-    /// would have ended; `until` when an unfinished request does.
-    fn look(&mut self, connection: Connection, idle_until: Option<Instant>, until: Instant, now: Instant) {
+    /// would have ended; `until` when an unfinished request does, which was looked at `looks` times before.
+    fn look(
+        &mut self,
+        connection: Connection,
+        idle_until: Option<Instant>,
+        until: Instant,
+        looks: u32,
+        now: Instant,
+    ) {
         let mut room = FIRST_LOOK;
         let mut length = match connection.peek(&mut self.scratch[..room]) {
             Ok(0) => return connection.close(),
@@ -271,7 +291,7 @@ impl Watch<'_> {
             Verdict::Refuse(refusal) => self.shared.refuse(connection, refusal, None),
             Verdict::Complete(head) => {
                 let available = if length < room { length as u64 } else { connection.available() };
-                self.dispatch(connection, head, available, until, now);
+                self.dispatch(connection, head, available, until, looks, now);
             }
             Verdict::Incomplete if now >= until => {
                 let refusal = Refusal::new(408, "the request head did not come in time");
@@ -279,14 +299,8 @@ impl Watch<'_> {
             }
             Verdict::Incomplete if connection.is_gone() => connection.close(),
             Verdict::Incomplete => {
-                let available = length as u64;
-                self.wait_for_more(Unfinished {
-                    connection,
-                    head_until: until,
-                    until,
-                    available,
-                    looked_at: now,
-                });
+                let wait = Unfinished::new(connection, until, length as u64, looks, now);
+                self.wait_for_more(wait);
             }
         }
     }
@@ -298,6 +312,7 @@ impl Watch<'_> {
         head: Box<Head>,
         available: u64,
         until: Instant,
+        looks: u32,
         now: Instant,
     ) {
         let route = match self.shared.service.route(&head) {
@@ -307,7 +322,8 @@ impl Watch<'_> {
         let whole = whole_length(&head);
         let has_arrived = whole.is_some_and(|bytes| bytes <= available);
         if whole.is_some_and(|bytes| bytes <= WAITED_FOR) && !has_arrived {
-            return self.wait_for_small_body(connection, &head, until, available, now);
+            let wait = Unfinished::new(connection, until, available, looks, now);
+            return self.wait_for_small_body(wait, &head, now);
         }
         let has_more = whole.is_some_and(|bytes| bytes < available);
         let job = Job { connection, head, route, received_at: now, has_more, read: None };
@@ -319,27 +335,20 @@ impl Watch<'_> {
     }
 
     /// A small body is waited for here, in the kernel's buffer: no thread is needed for it.
-    fn wait_for_small_body(
-        &mut self,
-        connection: Connection,
-        head: &Head,
-        until: Instant,
-        available: u64,
-        now: Instant,
-    ) {
-        if connection.is_gone() {
-            let have = available.saturating_sub(head.len() as u64);
+    fn wait_for_small_body(&mut self, mut wait: Unfinished, head: &Head, now: Instant) {
+        if wait.connection.is_gone() {
+            let have = wait.available.saturating_sub(head.len() as u64);
             let refusal = Refusal::new(400, format!("the request body ended after {have} bytes"));
-            return self.shared.refuse(connection, refusal, Some(head));
+            return self.shared.refuse(wait.connection, refusal, Some(head));
         }
         // Both deadlines began with the first byte.
         let settings = &self.shared.settings;
-        let (head_until, until) = (until, until - settings.head + settings.body);
-        if now >= until {
+        wait.until = wait.head_until - settings.head + settings.body;
+        if now >= wait.until {
             let refusal = Refusal::new(408, "the request body did not come in time");
-            return self.shared.refuse(connection, refusal, Some(head));
+            return self.shared.refuse(wait.connection, refusal, Some(head));
         }
-        self.wait_for_more(Unfinished { connection, head_until, until, available, looked_at: now });
+        self.wait_for_more(wait);
     }
 
     fn wait_for_more(&mut self, unfinished: Unfinished) {
@@ -357,7 +366,7 @@ impl Watch<'_> {
         for lingering in waiting {
             let has_ended =
                 (0..READS_IN_A_ROW).find_map(|_| match lingering.connection.discard(&mut self.scratch) {
-                    Ok(0) => Some(!lingering.is_deaf),
+                    Ok(0) => Some(true),
                     Ok(_) => None,
                     Err(error) => Some(error.kind() != io::ErrorKind::WouldBlock),
                 });
@@ -390,18 +399,13 @@ impl Shared {
         let head_only = head.is_some_and(|head| head.method() == "HEAD");
         let was_sent = connection.send_now(&answer.to_bytes(head_only, rest.is_none()));
         match rest {
-            Some(mut left) if was_sent => {
-                let mut scratch = [0; 8 * 1024];
-                while left > 0 {
-                    let most = scratch.len().min(left as usize);
-                    match connection.discard(&mut scratch[..most]) {
-                        Ok(count) if count > 0 => left -= count as u64,
-                        _ => return connection.close(),
-                    }
+            Some(bytes) if was_sent => {
+                if !connection.discard_exactly(bytes) {
+                    return connection.close();
                 }
                 self.watcher.park(connection, env::now() + self.settings.keep_alive);
             }
-            _ if was_sent => self.watcher.linger(connection, false),
+            _ if was_sent => self.watcher.linger(connection),
             _ => connection.close(),
         }
     }
@@ -413,7 +417,6 @@ impl Shared {
         let answer = self.service.refuse(refusal, Some(&head), connection.peer());
         let closes = read.closes || !head.keep_alive() || self.is_draining();
         let was_sent = connection.send_now(&answer.to_bytes(false, closes));
-        drop(read.writer);
         match (was_sent, closes) {
             (true, false) => self.watcher.park(connection, env::now() + self.settings.keep_alive),
             (true, true) => self.end(connection),

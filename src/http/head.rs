@@ -1,6 +1,6 @@
 //! Judges a request head before any other code reads it.
 //!
-//! The watcher peeks at what a client sent and asks [`judge`]: not finished yet, fine, or refused. Only a head that
+//! The watcher peeks at what a client sent and asks [`judge`]: not finished yet, fine, or refused. A head that
 //! passes here is ever shown to tiny_http, which would read headers without limit, wait for ever on `HTTP/2.0`, and
 //! take the first of two Content-Lengths. The parsed [`Head`] travels with the connection: routing, the key check
 //! and the headers to forward come from it, because the library's own header list cannot be walked.

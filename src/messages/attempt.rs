@@ -27,6 +27,8 @@ const ERROR_BYTES_MAX: usize = 256 * 1024;
 /// The longest silence within an error body. What it means is mostly told by the status, and others may be waiting to
 /// serve the request.
 const ERROR_BODY_IDLE: Duration = Duration::from_secs(2);
+/// The longest an error body may take altogether: one that trickles must not keep the client from the next workspace.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 /// How much of a stream is taken at once. Events are small; this is one per stream in flight.
 const STREAM_BUFFER_BYTES: usize = 8 * 1024;
 
@@ -164,7 +166,8 @@ impl Attempt<'_> {
         let token = incoming.token().clone();
         let announced = incoming.length();
         let mut body = Vec::new();
-        let mut reader = incoming.into_body();
+        let mut reader =
+            Until { body: incoming.into_body(), until: env::now() + ERROR_BODY_TIME, clock: env::now };
         let idle = self.messages.limits.idle.min(ERROR_BODY_IDLE);
         let limits = Limits { idle, ..self.messages.limits };
         let room = Room { announced, most: ERROR_BYTES_MAX };
@@ -329,6 +332,19 @@ fn is_whole(gathered: &[u8]) -> bool {
     gathered.len() < crate::relay::body::GATHERED_BYTES_MAX
 }
 
+/// A body that ends at some moment, whole or not.
+struct Until<R, C> {
+    body: R,
+    until: Instant,
+    clock: C,
+}
+
+impl<R: Read, C: Fn() -> Instant> Read for Until<R, C> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if (self.clock)() >= self.until { Ok(0) } else { self.body.read(buffer) }
+    }
+}
+
 /// What a request can bear while nothing has come from the workspace.
 struct Patience {
     downstream: Rc<Downstream>,
@@ -353,5 +369,24 @@ impl Wait for Patience {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// A byte a second for ever, none of the silences too long, held a request until its client gave up.
+    #[test]
+    fn a_body_that_trickles_ends_when_its_time_is_over() {
+        let (start, passed) = (env::now(), Cell::new(Duration::ZERO));
+        let clock = || {
+            passed.set(passed.get() + Duration::from_secs(1));
+            start + passed.get()
+        };
+        let mut body = Until { body: std::io::repeat(b'y'), until: start + ERROR_BODY_TIME, clock };
+        let read = (0..100).take_while(|_| body.read(&mut [0; 1]).unwrap() == 1).count();
+        assert_eq!(read, 4);
     }
 }

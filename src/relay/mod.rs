@@ -91,7 +91,7 @@ impl Downstream {
         self.sent.borrow().has_content
     }
 
-    /// Bytes of body sent, without framing.
+    /// Bytes of body sent, without framing. A part whose sending failed does not count.
     pub fn body_bytes(&self) -> u64 {
         self.sent.borrow().body_bytes
     }
@@ -124,20 +124,20 @@ impl Downstream {
         } else {
             scratch.extend_from_slice(part)
         }
-        let result = self.client.send(&scratch);
+        self.client.send(&scratch).map_err(|_| Gone)?;
         sent.note(part.len(), now);
         // A single large part must not be paid for until the stream ends.
         if scratch.capacity() <= 64 * 1024 {
             sent.scratch = scratch;
         }
-        result.map_err(|_| Gone)
+        Ok(())
     }
 
     /// Sends bytes whose framing is done already: a whole answer, or more of a body with a known length.
     pub fn send_framed(&self, bytes: &[u8], body_bytes: usize, now: Instant) -> Result<(), Gone> {
-        let result = self.client.send(bytes);
+        self.client.send(bytes).map_err(|_| Gone)?;
         self.sent.borrow_mut().note(body_bytes, now);
-        result.map_err(|_| Gone)
+        Ok(())
     }
 
     /// Ends a streamed body well.

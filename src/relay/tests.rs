@@ -242,6 +242,11 @@ fn a_client_that_left_is_seen_on_a_send_and_on_a_tick() {
         let bench = Bench::new();
         bench.client.gone_after.set(Some(1));
         assert_eq!(bench.stream(steps), Ended::ClientGone);
+        assert_eq!(
+            bench.downstream.body_bytes(),
+            START.len() as u64,
+            "what could not be sent does not count"
+        );
     }
 }
 

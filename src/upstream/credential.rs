@@ -15,6 +15,8 @@ use crate::secret::Secret;
 const FILE_CHECK: Duration = Duration::from_secs(1);
 /// How long before its end an OAuth token is renewed.
 const RENEW_EARLY: Duration = Duration::from_secs(120);
+/// An OAuth token is not believed for longer than this, whatever its server says.
+const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long a request waits for another request's renewal.
 const RENEWAL_WAIT: Duration = Duration::from_secs(20);
 
@@ -119,33 +121,36 @@ impl OAuth {
     }
 
     fn token(&self, now: Instant) -> Result<Secret, String> {
+        let by = now + RENEWAL_WAIT;
         let mut state = self.state.lock();
         loop {
             let live = state.token.clone().filter(|(_, until)| now < *until);
             match live {
                 Some((token, until)) if now + RENEW_EARLY < until || state.is_running => return Ok(token),
                 None if state.is_running => {
-                    if self.renewed.wait_for(&mut state, RENEWAL_WAIT).timed_out() {
+                    if self.renewed.wait_until(&mut state, by).timed_out() {
                         return Err("OAuth: the token request takes too long".into());
                     }
-                    if let (None, Some(error)) = (&state.token, &state.error) {
-                        return Err(error.clone());
+                    // The same request again would fail the same way, and each in the crowd would wait for the next.
+                    if let Some(error) = state.error.clone().filter(|_| !state.is_running) {
+                        return Err(error);
                     }
                 }
                 _ => break,
             }
         }
-        state.is_running = true;
+        (state.is_running, state.error) = (true, None);
         drop(state);
-        let fetched = (self.fetch)();
+        let fetched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.fetch)()))
+            .unwrap_or_else(|_| Err("OAuth: the token request failed in the proxy".into()));
         let mut state = self.state.lock();
         state.is_running = false;
         self.renewed.notify_all();
         match fetched {
             Ok((token, lifetime)) => {
                 // A lifetime shorter than the early renewal would renew on every request.
-                let lifetime = lifetime.max(RENEW_EARLY + Duration::from_secs(30));
-                (state.token, state.error) = (Some((token.clone(), now + lifetime)), None);
+                let lifetime = lifetime.clamp(RENEW_EARLY + Duration::from_secs(30), LIFETIME_MAX);
+                state.token = Some((token.clone(), now + lifetime));
                 Ok(token)
             }
             Err(why) => {
@@ -160,8 +165,8 @@ impl OAuth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, OnceLock, Weak};
 
     fn text(token: Result<Secret, String>) -> Result<String, String> {
         token.map(|t| t.expose().to_string())
@@ -202,5 +207,38 @@ mod tests {
         assert_eq!(text(oauth.token(now + 118 * minute)).unwrap(), "t1");
         assert_eq!(text(oauth.token(now + 120 * minute)).unwrap(), "t3");
         assert_eq!(count.load(Ordering::SeqCst), 4);
+    }
+
+    /// While the token server was down and the old token had ended, each request in a crowd asked in turn: the last
+    /// one waited for all of them.
+    #[test]
+    fn a_failed_renewal_is_the_answer_for_all_who_waited_for_it() {
+        let fetches = Arc::new(AtomicUsize::new(0));
+        let (count, itself) = (Arc::clone(&fetches), Arc::new(OnceLock::<Weak<OAuth>>::new()));
+        let crowd = Arc::clone(&itself);
+        let oauth = Arc::new(OAuth::new(Box::new(move || {
+            if count.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Ok((Secret::new("t"), Duration::MAX));
+            }
+            let oauth = crowd.get().and_then(Weak::upgrade).unwrap();
+            while oauth.renewed.notify_all() < 3 {
+                std::thread::yield_now();
+            }
+            Err("down".into())
+        })));
+        itself.set(Arc::downgrade(&oauth)).unwrap();
+        let now = env::now();
+        assert_eq!(text(oauth.token(now)).unwrap(), "t", "a lifetime without end is no panic");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(text(oauth.token(now + LIFETIME_MAX)).unwrap_err(), "down"));
+            }
+        });
+        assert_eq!(fetches.load(Ordering::SeqCst), 2);
+        let broken = OAuth::new(Box::new(|| panic!("a fault of ours")));
+        assert!(
+            text(broken.token(now)).is_err() && text(broken.token(now)).is_err(),
+            "and nobody waits for it"
+        );
     }
 }

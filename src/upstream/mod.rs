@@ -4,6 +4,7 @@
 //! what a failure means stands in `outcome`, and whether to try again in `retry`. The one exception is a pooled
 //! connection that turns out closed: it is replaced by a fresh one, once, because that says nothing about anybody.
 
+mod connections;
 mod credential;
 mod oauth;
 mod pieces;
@@ -15,7 +16,8 @@ mod wait;
 
 use std::io::Read;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ureq::http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use ureq::http::uri::Scheme;
@@ -25,6 +27,7 @@ use ureq::{Agent, Error, SendBody};
 
 use crate::config;
 use crate::secret::Secret;
+use connections::{Connections, IDLE_AGE, InUse};
 use credential::{Credential, OAuth, TokenFile};
 use pieces::{Payload, SentElsewhere};
 
@@ -32,9 +35,6 @@ pub use pieces::{Bytes, Pieces};
 pub use resolver::CachingResolver;
 pub use tls::Tls;
 pub use wait::{Abort, Wait};
-
-/// Idle connections are given up before any load balancer on the way does it (60 s is the shortest usual limit).
-const IDLE_AGE: Duration = Duration::from_secs(50);
 
 /// What all workspaces share.
 #[derive(Clone)]
@@ -59,7 +59,7 @@ pub struct Workspace {
     credential: Credential,
     /// Headers that are set for this endpoint, in place of the client's.
     headers: Vec<(String, Secret)>,
-    agent: Agent,
+    connections: Arc<Connections>,
 }
 
 /// A request as it goes to any workspace; every attempt sends the same bytes.
@@ -79,6 +79,7 @@ pub struct Incoming {
     headers: HeaderMap,
     body: ureq::Body,
     token: Secret,
+    in_use: InUse,
 }
 
 impl Incoming {
@@ -105,7 +106,13 @@ impl Incoming {
     /// The body. A read that finds nothing for one tick fails with `WouldBlock` and can simply be repeated. Dropped
     /// before its end, it closes the connection, and the workspace can stop working.
     pub fn into_body(self) -> impl Read {
-        self.body.into_with_config().limit(u64::MAX).reader()
+        struct Reader<R>(R, #[expect(dead_code, reason = "it ends when the reader does")] InUse);
+        impl<R: Read> Read for Reader<R> {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                self.0.read(buffer)
+            }
+        }
+        Reader(self.body.into_with_config().limit(u64::MAX).reader(), self.in_use)
     }
 }
 
@@ -138,7 +145,7 @@ impl Workspace {
     pub fn new(written: &config::Endpoint, network: &Network) -> Result<Self, String> {
         let url = format!("{}/anthropic/v1/messages", written.api_base);
         let uri: Uri = url.parse().map_err(|error| format!("{url}: {error}"))?;
-        let agent = agent(&uri, network)?;
+        let connections = Connections::new(Box::new(agents(&uri, network)?));
         for (name, value) in &written.headers {
             HeaderName::from_bytes(name.as_bytes()).map_err(|error| error.to_string())?;
             HeaderValue::from_str(value.expose()).map_err(|error| error.to_string())?;
@@ -148,33 +155,39 @@ impl Workspace {
             config::Credential::Token(token) => Credential::Fixed(token.clone()),
             config::Credential::TokenFile(path) => Credential::File(TokenFile::new(path.clone())),
             config::Credential::OAuth { client_id, client_secret } => {
-                let grant = oauth::Grant::new(&uri, client_id, client_secret, agent.clone());
+                let grant = oauth::Grant::new(&uri, client_id, client_secret, Arc::clone(&connections));
                 Credential::OAuth(OAuth::new(Box::new(move || grant.fetch())))
             }
         };
-        Ok(Self { name: written.name.clone(), url, credential, headers, agent })
+        Ok(Self { name: written.name.clone(), url, credential, headers, connections })
+    }
+
+    /// Closes connections that have been idle for too long. To be called now and then; waits for nothing.
+    pub fn release_idle(&self, now: Instant) {
+        self.connections.release_idle(now);
     }
 
     /// Sends a request and waits for status and headers. `wait` is asked on every tick.
     pub fn send(&self, outgoing: &Outgoing<'_>, wait: &Rc<dyn Wait>) -> Result<Incoming, SendError> {
-        let (token, result, trace) = self.call(outgoing, wait, false)?;
+        let in_use = self.connections.begin();
+        let (token, result, trace) = self.call(&in_use.agent, outgoing, wait, false)?;
         // Closed just as we sent, without a byte of answer: nobody's fault, and nobody has seen the request.
-        let is_stale = result.is_err() && !trace.connecting && !trace.received && abort_of(&result).is_none();
+        let has_begun = trace.unresolved || trace.connecting || trace.received;
+        let is_stale = result.is_err() && !has_begun && abort_of(&result).is_none();
         let (token, result, trace) =
-            if is_stale { self.call(outgoing, wait, true)? } else { (token, result, trace) };
+            if is_stale { self.call(&in_use.agent, outgoing, wait, true)? } else { (token, result, trace) };
         let abort = abort_of(&result);
         match result {
             Ok(response) => {
                 let (parts, body) = response.into_parts();
-                Ok(Incoming { status: parts.status.as_u16(), headers: parts.headers, body, token })
+                Ok(Incoming { status: parts.status.as_u16(), headers: parts.headers, body, token, in_use })
             }
             Err(error) => {
                 let kind = match abort {
                     Some(Abort::Connect) => SendErrorKind::Connect,
                     Some(abort) => SendErrorKind::Aborted(abort),
                     None if trace.connecting && !trace.connected => SendErrorKind::Connect,
-                    // A lookup that failed never came to connecting.
-                    None if !trace.connecting && is_stale => SendErrorKind::Connect,
+                    None if trace.unresolved => SendErrorKind::Connect,
                     None => SendErrorKind::NoAnswer,
                 };
                 Err(SendError { kind, message: words(&error) })
@@ -185,6 +198,7 @@ impl Workspace {
     #[allow(clippy::type_complexity)]
     fn call(
         &self,
+        agent: &Agent,
         outgoing: &Outgoing<'_>,
         wait: &Rc<dyn Wait>,
         fresh_only: bool,
@@ -200,7 +214,7 @@ impl Workspace {
         let head_bytes = self.url.len() + outgoing.query.map_or(0, str::len);
         let is_tls = request.uri().scheme() == Some(&Scheme::HTTPS);
         let trace = wait::Trace { fresh_only, is_tls, head_bytes, ..wait::Trace::default() };
-        let run = || self.agent.run(request);
+        let run = || agent.run(request);
         let (result, trace) = wait::during(Rc::clone(wait), trace, Some(payload), run);
         Ok((token, result, trace))
     }
@@ -241,7 +255,8 @@ impl Workspace {
     }
 }
 
-fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {
+/// What makes agents for this address.
+fn agents(uri: &Uri, network: &Network) -> Result<impl Fn() -> Agent + Send + Sync + use<>, String> {
     let (scheme, host) = (uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default());
     let proxy = proxy::for_host(scheme, host, &|name| std::env::var(name).ok());
     let proxy = proxy.map(|url| ureq::Proxy::new(&url)).transpose();
@@ -259,11 +274,15 @@ fn agent(uri: &Uri, network: &Network) -> Result<Agent, String> {
         .max_idle_connections_per_host(network.idle_connections)
         .max_idle_age(IDLE_AGE)
         .build();
-    let connector =
-        ().chain(ConnectProxyConnector::default())
-            .chain(transport::TcpConnector { connect_timeout: network.connect_timeout, tick: network.tick })
-            .chain(tls::TlsConnector(network.tls.clone()));
-    Ok(Agent::with_parts(config, connector, network.resolver.clone()))
+    let network = network.clone();
+    Ok(move || {
+        let (connect_timeout, tick) = (network.connect_timeout, network.tick);
+        let connector =
+            ().chain(ConnectProxyConnector::default())
+                .chain(transport::TcpConnector { connect_timeout, tick })
+                .chain(tls::TlsConnector(network.tls.clone()));
+        Agent::with_parts(config.clone(), connector, network.resolver.clone())
+    })
 }
 
 fn abort_of<T>(result: &Result<T, Error>) -> Option<Abort> {
@@ -286,5 +305,59 @@ fn words(error: &Error) -> String {
         Error::Io(error) => error.to_string(),
         Error::InvalidProxyUrl => "the proxy's URL is not valid".into(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Patient;
+
+    impl Wait for Patient {
+        fn tick(&self) -> Result<(), Abort> {
+            Ok(())
+        }
+    }
+
+    /// A failed lookup looked like a pooled connection that turned out closed, and was made twice: when DNS did not
+    /// answer, that was twice `timeouts.connect`.
+    #[test]
+    fn a_name_that_cannot_be_found_is_looked_up_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let lookup = move |_: &str| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Err(std::io::Error::other("no such host"))
+        };
+        let second = Duration::from_secs(1);
+        let network = Network {
+            tls: Tls::new(&[]).unwrap(),
+            resolver: CachingResolver::with_lookup(5 * second, second, Box::new(lookup)),
+            connect_timeout: 5 * second,
+            tick: second,
+            idle_connections: 1,
+        };
+        let written = config::Endpoint {
+            name: "w1".into(),
+            api_base: "http://w.invalid/serving-endpoints".into(),
+            credential: config::Credential::Token(Secret::new("t")),
+            weight: 1,
+            max_concurrent: None,
+            models: Vec::new(),
+            headers: Vec::new(),
+        };
+        let workspace = Workspace::new(&written, &network).unwrap();
+        let body = Pieces::whole(Arc::new(b"{}".to_vec()));
+        let outgoing = Outgoing { query: None, headers: &[], body: &body };
+        let wait: Rc<dyn Wait> = Rc::new(Patient);
+        let error = workspace.send(&outgoing, &wait).err().unwrap();
+        assert_eq!(
+            (error.kind, asked.load(Ordering::SeqCst)),
+            (SendErrorKind::Connect, 1),
+            "{}",
+            error.message
+        );
     }
 }

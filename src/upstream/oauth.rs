@@ -5,13 +5,14 @@
 
 use std::io::Read;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ureq::Agent;
 use ureq::http::Uri;
 
+use super::connections::Connections;
 use super::wait::{self, Abort, Wait};
 use super::words;
 use crate::env;
@@ -24,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub(super) struct Grant {
     url: String,
     basic: Secret,
-    agent: Agent,
+    connections: Arc<Connections>,
 }
 
 /// Gives a token request up when it takes too long.
@@ -38,12 +39,17 @@ impl Wait for Deadline {
 
 impl Grant {
     /// `uri` is any address in the workspace.
-    pub(super) fn new(uri: &Uri, client_id: &Secret, client_secret: &Secret, agent: Agent) -> Self {
+    pub(super) fn new(
+        uri: &Uri,
+        client_id: &Secret,
+        client_secret: &Secret,
+        connections: Arc<Connections>,
+    ) -> Self {
         let (scheme, authority) = (uri.scheme_str().unwrap_or("https"), uri.authority());
         let url = format!("{scheme}://{}/oidc/v1/token", authority.map_or("", |a| a.as_str()));
         let pair = format!("{}:{}", client_id.expose(), client_secret.expose());
         let basic = Secret::new(format!("Basic {}", BASE64_STANDARD.encode(pair)));
-        Self { url, basic, agent }
+        Self { url, basic, connections }
     }
 
     /// A new token and how long it lasts.
@@ -60,7 +66,8 @@ impl Grant {
             #[serde(default)]
             expires_in: Option<u64>,
         }
-        let answer = self
+        let in_use = self.connections.begin();
+        let answer = in_use
             .agent
             .post(&self.url)
             .header("authorization", self.basic.expose())

@@ -24,7 +24,7 @@ const FRESH: Duration = Duration::from_secs(30);
 /// How long a failed lookup is believed while older addresses serve.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(5);
 
-type Lookup = dyn Fn(&str) -> std::io::Result<Vec<SocketAddr>> + Send + Sync;
+pub(super) type Lookup = dyn Fn(&str) -> std::io::Result<Vec<SocketAddr>> + Send + Sync;
 
 #[derive(Default)]
 struct Entry {
@@ -64,7 +64,7 @@ impl CachingResolver {
         Self::with_lookup(timeout, tick, Box::new(|name| Ok(name.to_socket_addrs()?.collect())))
     }
 
-    fn with_lookup(timeout: Duration, tick: Duration, lookup: Box<Lookup>) -> Self {
+    pub(super) fn with_lookup(timeout: Duration, tick: Duration, lookup: Box<Lookup>) -> Self {
         let shared = Shared { entries: Mutex::default(), changed: Condvar::new(), lookup };
         Self { shared: Arc::new(shared), timeout, tick }
     }
@@ -146,7 +146,9 @@ impl Resolver for CachingResolver {
         let authority = uri.authority().ok_or_else(|| Error::BadUri(uri.to_string()))?;
         let port = authority.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
         let mut result = self.empty();
-        for address in self.addresses(&format!("{}:{port}", authority.host()))?.into_iter().take(16) {
+        let found = self.addresses(&format!("{}:{port}", authority.host()));
+        let found = found.inspect_err(|_| wait::note(|trace| trace.unresolved = true))?;
+        for address in found.into_iter().take(16) {
             result.push(address);
         }
         Ok(result)

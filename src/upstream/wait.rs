@@ -45,6 +45,8 @@ impl std::error::Error for Aborted {}
 /// What the transport saw during one call.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trace {
+    /// The name could not be looked up: the call never came to a connection.
+    pub(super) unresolved: bool,
     /// A new connection was begun: the call did not use a pooled one.
     pub(super) connecting: bool,
     /// When the new connection must be there.
@@ -72,8 +74,8 @@ impl Trace {
 thread_local! {
     static WAIT: RefCell<Option<Rc<dyn Wait>>> = const { RefCell::new(None) };
     static TRACE: Cell<Trace> = const { Cell::new(Trace {
-        connecting: false, connect_by: None, connected: false, received: false, fresh_only: false, is_tls: false,
-        head_bytes: 0 }) };
+        unresolved: false, connecting: false, connect_by: None, connected: false, received: false, fresh_only: false,
+        is_tls: false, head_bytes: 0 }) };
     static PAYLOAD: Cell<Option<Payload>> = const { Cell::new(None) };
 }
 

@@ -170,7 +170,8 @@ fn uploads_without_end_are_cut_off_and_hold_nobody_up() {
     rest.expect(&proxy);
 }
 
-/// Bodies that trickle in chunks: below the least rate or past the deadline, either ends them.
+/// Bodies that trickle in chunks: below the least rate or past the deadline, either ends them. Also when nothing of
+/// the body comes at all, but more and more of a chunk's extension: tiny_http's decoder never came back from that.
 #[test]
 fn bodies_that_trickle_end_at_their_deadline() {
     let upstream = Upstream::start();
@@ -178,11 +179,14 @@ fn bodies_that_trickle_end_at_their_deadline() {
     let rest = AtRest::of(&proxy);
     together(12, |place| {
         let mut client = proxy.connect();
-        let framing = ["Transfer-Encoding: chunked", "Content-Length: 100000"][place % 2];
-        client.send_bytes(&endless(["/v1/messages", "/v1/messages/count_tokens"][place / 2 % 2], framing));
-        let piece: &[u8] = if place % 2 == 0 { b"1\r\n \r\n" } else { b" " };
+        let chunked = "Transfer-Encoding: chunked";
+        let (framing, start, piece) =
+            [(chunked, "", "1\r\n \r\n"), ("Content-Length: 100000", "", " "), (chunked, "1;", "x")]
+                [place % 3];
+        client.send_bytes(&endless(["/v1/messages", "/v1/messages/count_tokens"][place / 3 % 2], framing));
+        client.send_bytes(start.as_bytes());
         while !client.has_input_within(Duration::from_millis(20)) {
-            client.send_if_taken(piece);
+            client.send_if_taken(piece.as_bytes());
         }
         client.answer().refusal(408);
         assert_ne!(client.expect_closed(), End::Complete);
@@ -219,4 +223,38 @@ fn clients_that_never_read_hold_nobody_else_up() {
     drop(neighbour);
     rest.expect(&proxy);
     assert_eq!(proxy.number("w1", "total_errors"), 0, "a client that does not read blames nobody");
+}
+
+/// Clients that ask again and again and never read, on routes that need no key. Once the kernel's buffers were full
+/// they held both threads that answer health checks, half a minute each.
+#[test]
+fn questions_whose_answers_nobody_reads_hold_no_health_check_up() {
+    let upstream = Upstream::start();
+    // Names that make /stats long.
+    let mut setup = Proxy::with(&[&upstream]).env("LOG_LEVEL", "debug");
+    for place in 0..100 {
+        setup = setup.and_endpoint_at(upstream.address());
+        setup = setup.endpoint(place + 1, "name", format!("w{place}-{}", "y".repeat(60)));
+    }
+    let proxy = setup.start();
+    let rest = AtRest::of(&proxy);
+    let asked = || proxy.running.err.all().iter().filter(|line| line.contains("path=/stats ")).count();
+    let mut deaf: Vec<Client> = (0..4).map(|_| proxy.connect()).collect();
+    // Each question when the one before was answered: of two at once the connection ends with the first.
+    for client in &mut deaf {
+        let mut before = asked();
+        while client.sends(&Request::get("/stats").bytes()) {
+            let is_answered = eventually("an answer, or the end", || {
+                let now = asked();
+                (now > before).then_some(true).or_else(|| client.has_ended().then_some(false))
+            });
+            before = asked();
+            if !is_answered {
+                break;
+            }
+        }
+    }
+    assert_eq!(proxy.ask(&Request::get("/health")).status(), 200);
+    drop(deaf);
+    rest.expect(&proxy);
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use claude_lb::config::{LogFormat, Logging};
 use claude_lb::front::{Ending, Exchange, Front, Pool, Route, Service, Settings};
@@ -55,6 +55,8 @@ impl Service for Faulty {
         exchange.client.send_or_forget(&Answer::json(200, "{}").to_bytes(false, exchange.closes));
         Ending::Whole
     }
+
+    fn tick(&self, _: Instant) {}
 
     fn panicked(&self, _: &Exchange) -> Answer {
         self.panicked.fetch_add(1, Ordering::SeqCst);

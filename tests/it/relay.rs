@@ -239,8 +239,10 @@ fn a_chunked_request_body_goes_on_whole() {
     let upstream = Upstream::start();
     let proxy = Proxy::with(&[&upstream]).start();
     let captured = fixtures::captured_named("large-tool-result-turn");
-    let answer = proxy.ask(&Request::post_message(&captured.body).chunked(4_001));
+    let mut client = proxy.connect();
+    let answer = client.ask(&Request::post_message(&captured.body).chunked(4_001));
     assert_eq!(answer.status(), 200, "{}", answer.text());
+    assert_eq!(client.ask(&Request::message()).status(), 200, "the connection lives on");
     expect_spliced(&captured, &upstream.wait_requests(1)[0]);
 }
 
@@ -255,6 +257,7 @@ fn expect_100_continue_gets_its_interim_answer() {
     assert!(client.read_once().starts_with(b"HTTP/1.1 100"));
     client.send_bytes(&request.bytes()[request.head_bytes().len()..]);
     assert_eq!(client.answer().body, fixtures::transcript("text"));
+    assert_eq!(client.ask(&Request::message()).status(), 200, "the connection lives on");
 }
 
 #[test]

@@ -43,6 +43,23 @@ fn a_reload_harms_no_stream_and_keeps_what_is_known() {
     proxy.wait_idle();
 }
 
+/// Connections to a workspace that is no longer named end with the reload, those to others go on.
+#[test]
+fn a_workspace_that_is_gone_has_no_connections_left() {
+    let (stays, goes) = (Upstream::always(Reply::message()), Upstream::always(Reply::message()));
+    let proxy = Proxy::with(&[&stays, &goes]).set("load_balancer.strategy", "round_robin").start();
+    for _ in 0..4 {
+        assert_eq!(proxy.ask(&Request::message()).status(), 200);
+    }
+    stays.wait_open_connections(1);
+    goes.wait_open_connections(1);
+    proxy.rewrite(&Proxy::with(&[&stays]).set("load_balancer.strategy", "round_robin").yaml());
+    assert_eq!(proxy.ask(&reload()).status(), 200);
+    goes.wait_open_connections(0);
+    assert_eq!(proxy.ask_who(&Request::message()), "w1");
+    assert_eq!((stays.connections(), stays.count()), (1, 3), "the same connection as before");
+}
+
 #[test]
 fn an_invalid_file_changes_nothing_and_is_explained() {
     let upstream = Upstream::always(Reply::message());

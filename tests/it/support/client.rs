@@ -321,6 +321,13 @@ impl Client {
         !matches!(peeked, Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 
+    /// True when the proxy has closed the connection, whether everything before that was read or not.
+    pub fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)];
+        rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
+    }
+
     /// What one single read brings: proof of what was sent together.
     pub fn read_once(&mut self) -> Vec<u8> {
         self.fill().expect("the proxy sends something");
