@@ -18,6 +18,7 @@ pub struct Lease<T> {
     pub(super) ticket: Option<Ticket>,
     pub(super) id: EndpointId,
     pub(super) is_doubtful: bool,
+    pub(super) taken_at: Instant,
 }
 
 impl<T> Lease<T> {
@@ -55,7 +56,8 @@ impl<T> Lease<T> {
         match blame.verdict {
             Verdict::Success => {
                 used = self.session;
-                member.cooldowns.forgive(&self.model);
+                let recovered = member.cooldowns.forgive(&self.model, self.taken_at);
+                recovered.into_iter().for_each(|what| notice(Change::Recovered(what)));
                 member.last_was_good = true;
             }
             Verdict::Failure | Verdict::Neutral if blame.is_error => member.last_was_good = false,

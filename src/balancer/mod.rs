@@ -21,7 +21,7 @@ use crate::anthropic::model::glob_matches;
 use crate::retry;
 use affinity::{Affinity, Returns, Session};
 use breaker::{Breaker, State};
-use cooldown::{Cooldowns, Parked};
+use cooldown::{Cooldowns, Parked, Recovered};
 use strategy::{Candidate, Strategy};
 
 pub use lease::Lease;
@@ -102,7 +102,7 @@ pub struct Unavailable {
 pub enum Why {
     /// No configured endpoint serves this model.
     NoneServesModel,
-    /// Every endpoint is cooling for this model after 429 or 529.
+    /// Every endpoint rests for this model after 429 or 529.
     AllCooling,
     /// Broken, busy, parked, or tried already.
     AllOut,
@@ -126,6 +126,8 @@ pub enum Change {
     Breaker(breaker::Change),
     /// It, or a model on it, was put aside.
     Parked(Parked),
+    /// It, or a model on it, was put aside and works again.
+    Recovered(Recovered),
 }
 
 struct Member<T> {
@@ -351,6 +353,7 @@ impl<T> Balancer<T> {
             balancer: Arc::clone(self),
             is_doubtful,
             id: member.id,
+            taken_at: now,
         }
     }
 }
@@ -470,9 +473,8 @@ impl<T> Inner<T> {
         if serving.peek().is_none() {
             return Unavailable { soonest: None, why: Why::NoneServesModel };
         }
-        let is_cooling = |m: &Member<T>| {
-            m.cooldowns.hold(model, now).is_some_and(|hold| hold.reason == cooldown::Reason::Limited)
-        };
+        let is_cooling =
+            |m: &Member<T>| m.cooldowns.hold(model, now).is_some_and(|hold| hold.reason.is_rest());
         let why = if serving.all(is_cooling) { Why::AllCooling } else { Why::AllOut };
         Unavailable { soonest: self.soonest(model, now), why }
     }

@@ -82,7 +82,7 @@ impl Surface<'_> {
                 self.answer(404, "not_found_error", &message, None, record)
             }
             Why::AllCooling => {
-                let message = format!("every endpoint is over its rate limit for {model}");
+                let message = format!("every endpoint is over its rate limit or overloaded for {model}");
                 self.answer(429, "rate_limit_error", &message, Some(wait), record)
             }
             Why::AllOut | Why::RetryBudget => {
