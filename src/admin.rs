@@ -32,6 +32,9 @@ pub fn ready<T>(balancer: &Balancer<T>, is_draining: bool, now: Instant) -> Answ
 fn reason(view: &EndpointView) -> String {
     let whole = view.holds.iter().find(|(model, ..)| model.is_none());
     match (view.state, whole) {
+        ("open", _) if view.opened_by == Some("failure_rate") => {
+            "out because too many requests failed".into()
+        }
         ("open", _) => format!("out after {} failures in a row", view.consecutive_failures),
         (_, Some((_, reason, _))) => (*reason).to_string(),
         _ if view.weight == 0 => "its weight is 0".into(),
@@ -70,9 +73,11 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         total_errors: u64,
         circuit_open: bool,
         state: &'a str,
+        opened_by: Option<&'a str>,
         consecutive_failures: u32,
         trial_in_s: Option<f64>,
         weight: u32,
+        share: f64,
         holds: Vec<Hold<'a>>,
     }
     #[derive(Serialize)]
@@ -115,9 +120,11 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
             total_errors: view.total_errors,
             circuit_open: view.circuit_open,
             state: view.state,
+            opened_by: view.opened_by,
             consecutive_failures: view.consecutive_failures,
             trial_in_s: view.opens_again_in.map(seconds),
             weight: view.weight,
+            share: view.share as f64 / 1000.0,
             holds: holds.collect(),
         }
     }

@@ -54,6 +54,7 @@ impl App {
             breaker: breaker::Settings {
                 threshold: config.load_balancer.circuit_breaker_threshold,
                 timeout: config.load_balancer.circuit_breaker_timeout,
+                rate: config.load_balancer.circuit_breaker_rate,
             },
         };
         let endpoints =

@@ -186,9 +186,8 @@ impl Cooldowns {
 
     /// The credential may be another one now, or the way to the workspace.
     pub fn forget_rejection(&mut self) {
-        let is_kept = |reason: &Reason| {
-            !matches!(reason, Reason::Rejected | Reason::AddressBlocked | Reason::NoToken)
-        };
+        let is_kept =
+            |reason: &Reason| !matches!(reason, Reason::Rejected | Reason::AddressBlocked | Reason::NoToken);
         self.endpoint = self.endpoint.filter(|(reason, _)| is_kept(reason));
     }
 

@@ -11,6 +11,7 @@ pub mod cooldown;
 mod lease;
 pub mod strategy;
 mod view;
+mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -17,7 +17,7 @@ fn endpoint(name: &str) -> Endpoint<()> {
 }
 
 fn settings(strategy: Strategy) -> Settings {
-    let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60) };
+    let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60), rate: None };
     Settings { strategy, session_affinity: true, breaker }
 }
 

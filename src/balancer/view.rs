@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::breaker::Cause;
 use super::{Member, State};
 
 /// One endpoint at one moment.
@@ -19,6 +20,8 @@ pub struct EndpointView {
     pub circuit_open: bool,
     /// `closed`, `open` or `half_open`.
     pub state: &'static str,
+    /// What opened its breaker, unless that is closed.
+    pub opened_by: Option<&'static str>,
     /// Until trials begin.
     pub opens_again_in: Option<Duration>,
     /// Consecutive failures.
@@ -27,6 +30,8 @@ pub struct EndpointView {
     pub holds: Vec<(Option<String>, &'static str, Duration)>,
     /// Configured weight.
     pub weight: u32,
+    /// The part of it that counts now, in thousandths: less than 1000 while traffic grows back after a recovery.
+    pub share: u64,
 }
 
 impl EndpointView {
@@ -46,10 +51,12 @@ impl EndpointView {
             total_errors: member.errors,
             circuit_open: state == "open",
             state,
+            opened_by: member.breaker.cause().map(Cause::word),
             opens_again_in: until.map(|until| until.saturating_duration_since(now)),
             consecutive_failures: member.breaker.failures(),
             holds: member.cooldowns.holds(now).into_iter().map(hold).collect(),
             weight: member.endpoint.weight,
+            share: member.breaker.share(now),
         }
     }
 }

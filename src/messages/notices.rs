@@ -23,6 +23,10 @@ fn breaker(name: &str, change: &BreakerChange, why: &str) {
         BreakerChange::Opened { failures, span } => log::warn!(
             "{name} is taken out after {failures} failures in a row; tried again in {span:.0?}: {why} ({remedy})"
         ),
+        BreakerChange::OpenedByRate { failed, calls, window, span } => log::warn!(
+            "{name} is taken out: {failed} of its last {calls} requests failed within {window:.0?}; tried again in \
+             {span:.0?}: {why} ({remedy})"
+        ),
         BreakerChange::Reopened { span } => {
             log::warn!("{name} still fails; tried again in {span:.0?}: {why} ({remedy})");
         }

@@ -31,4 +31,5 @@ mod reload;
 mod routes;
 mod secrets;
 mod shortages;
+mod states;
 mod support_test;
