@@ -1,5 +1,6 @@
 //! The answers that the proxy gives by itself: health, numbers, token counts.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -79,6 +80,15 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         weight: u32,
         share: f64,
         holds: Vec<Hold<'a>>,
+        tokens: Tokens,
+    }
+    #[derive(Serialize)]
+    struct Tokens {
+        input_tokens: u64,
+        output_tokens: u64,
+        cache_write_tokens: u64,
+        cache_read_tokens: u64,
+        cached_share: Option<f64>,
     }
     #[derive(Serialize)]
     struct Stats<'a> {
@@ -93,6 +103,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         hits: u64,
         detours: u64,
         moves: u64,
+        moved_because: BTreeMap<&'static str, u64>,
         new: u64,
         hit_rate: Option<f64>,
     }
@@ -103,6 +114,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         hits: counts.hits,
         detours: counts.detours,
         moves: counts.moves,
+        moved_because: counts.moved_because.each().collect(),
         new: counts.new,
         hit_rate: (of_bound > 0).then(|| counts.hits as f64 / of_bound as f64),
     };
@@ -126,6 +138,13 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
             weight: view.weight,
             share: view.share as f64 / 1000.0,
             holds: holds.collect(),
+            tokens: Tokens {
+                input_tokens: view.tokens.input,
+                output_tokens: view.tokens.output,
+                cache_write_tokens: view.tokens.cache_write,
+                cache_read_tokens: view.tokens.cache_read,
+                cached_share: view.tokens.cached_share(),
+            },
         }
     }
     let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, compat, process };

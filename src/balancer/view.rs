@@ -4,6 +4,35 @@ use std::time::{Duration, Instant};
 
 use super::breaker::Cause;
 use super::{Member, State};
+use crate::anthropic::sse::Usage;
+
+/// What the answers of an endpoint reported, added up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Input read at full price.
+    pub input: u64,
+    /// Output.
+    pub output: u64,
+    /// Input written to the prompt cache.
+    pub cache_write: u64,
+    /// Input read from the prompt cache.
+    pub cache_read: u64,
+}
+
+impl Tokens {
+    pub(super) fn add(&mut self, usage: Usage) {
+        self.input += usage.input_tokens.unwrap_or(0);
+        self.output += usage.output_tokens.unwrap_or(0);
+        self.cache_write += usage.cache_creation_input_tokens.unwrap_or(0);
+        self.cache_read += usage.cache_read_input_tokens.unwrap_or(0);
+    }
+
+    /// Of all input tokens, those read from the cache; `None` before any.
+    pub fn cached_share(&self) -> Option<f64> {
+        let all = self.input + self.cache_write + self.cache_read;
+        (all > 0).then(|| self.cache_read as f64 / all as f64)
+    }
+}
 
 /// One endpoint at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +61,8 @@ pub struct EndpointView {
     pub weight: u32,
     /// The part of it that counts now, in thousandths: less than 1000 while traffic grows back after a recovery.
     pub share: u64,
+    /// What its answers reported.
+    pub tokens: Tokens,
 }
 
 impl EndpointView {
@@ -57,6 +88,7 @@ impl EndpointView {
             holds: member.cooldowns.holds(now).into_iter().map(hold).collect(),
             weight: member.endpoint.weight,
             share: member.breaker.share(now),
+            tokens: member.tokens,
         }
     }
 }

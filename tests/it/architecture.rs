@@ -29,7 +29,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
     // Sees only readers and a sink, so it lies below the edges that implement them.
     ("copying", &["relay"]),
     ("edges", &["upstream", "front"]),
-    ("the path", &["access", "messages", "routes", "admin"]),
+    ("the path", &["explain", "access", "messages", "routes", "admin"]),
     ("assembly", &["app", "server", "demo", "health", "program", "main", "lib"]),
 ];
 
