@@ -130,6 +130,7 @@ pub fn page(explained: &Explained, now: Instant, wall_clock: Duration) -> String
     let formatter = Shallow { pretty: PrettyFormatter::new(), depth: 0 };
     // Numbers and texts alone: nothing in it can fail.
     let _ = page.serialize(&mut Serializer::with_formatter(&mut text, formatter));
+    text.push(b'\n');
     String::from_utf8(text).unwrap_or_default()
 }
 
