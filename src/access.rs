@@ -1,8 +1,11 @@
 //! One line per request: what was asked, who served it, and how it ended. Never a token, a key or content.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::anthropic::sse::Usage;
+use crate::balancer::decision::Decision;
+use crate::explain::{Explained, Trace};
 use crate::front::Exchange;
 use crate::http::head::Head;
 use crate::logging::ACCESS;
@@ -22,17 +25,20 @@ pub struct Record {
     pub is_stream: bool,
     /// The status the client saw.
     pub status: Option<u16>,
+    /// What the client was told in the proxy's own words.
+    pub said: String,
     key: String,
     path: String,
     peer: String,
     received_at: Instant,
-    tried: Vec<(String, Option<Outcome>)>,
+    taken_up_at: Instant,
+    trace: Trace,
     usage: Usage,
 }
 
 impl Record {
     /// Begins with what the request itself tells.
-    pub fn new(exchange: &Exchange, id: String) -> Self {
+    pub fn new(exchange: &Exchange, id: String, now: Instant) -> Self {
         Self {
             id,
             shown_id: String::new(),
@@ -40,51 +46,59 @@ impl Record {
             served: String::new(),
             is_stream: false,
             status: None,
+            said: String::new(),
             key: exchange.route.key.as_deref().unwrap_or("-").to_string(),
             path: exchange.head.path().to_string(),
             peer: exchange.peer.to_string(),
             received_at: exchange.received_at,
-            tried: Vec::new(),
+            taken_up_at: now,
+            trace: Trace::default(),
             usage: Usage::default(),
         }
     }
 
     /// Attempts so far.
     pub fn attempts(&self) -> usize {
-        self.tried.len()
+        self.trace.attempts().len()
     }
 
-    /// An endpoint is asked.
-    pub fn begin_attempt(&mut self, endpoint: &str) {
-        self.tried.push((endpoint.to_string(), None));
+    /// The balancer has decided who is asked, or that nobody is.
+    pub fn decided(&mut self, decision: Decision) {
+        self.trace.decided(decision);
+    }
+
+    /// The endpoint that was chosen last is asked.
+    pub fn begin_attempt(&mut self, now: Instant) {
+        self.trace.begin_attempt(now);
     }
 
     /// How it ended.
-    pub fn end_attempt(&mut self, outcome: &Outcome, status: Option<u16>, usage: Usage) {
-        if let Some(last) = self.tried.last_mut() {
-            last.1 = Some(outcome.clone());
-        }
-        self.status = status.or(self.status);
-        if usage != Usage::default() {
-            self.usage = usage;
+    pub fn end_attempt(&mut self, outcome: &Outcome, report: Reported<'_>, now: Instant) {
+        self.trace.end_attempt(outcome, report.head_at, report.why, now);
+        self.status = report.status.or(self.status);
+        if report.usage != Usage::default() {
+            self.usage = report.usage;
         }
     }
 
-    /// Writes the line.
-    pub fn finish(self, bytes: u64, first_at: Option<Instant>, now: Instant) {
-        let (endpoint, end) = match self.tried.last() {
-            Some((endpoint, outcome)) => (endpoint.as_str(), outcome.as_ref().map_or("local", Outcome::word)),
+    /// Writes the line, and hands over what explains it.
+    pub fn finish(self, bytes: u64, first_at: Option<Instant>, now: Instant) -> Explained {
+        let attempts = self.trace.attempts();
+        let (endpoint, end) = match attempts.last() {
+            Some(last) => (self.trace.endpoint(last), last.outcome.as_ref().map_or("local", Outcome::word)),
             None => ("-", "refused_here"),
         };
-        let tried: Vec<String> = self
-            .tried
-            .iter()
-            .map(|(name, outcome)| match outcome {
-                Some(Outcome::Refused { status, .. }) => format!("{name}:{status}"),
-                Some(outcome) => format!("{name}:{}", outcome.word()),
-                None => format!("{name}:?"),
-            })
-            .collect();
+        let mut tried = String::new();
+        for attempt in attempts {
+            let comma = if tried.is_empty() { "" } else { "," };
+            let name = self.trace.endpoint(attempt);
+            // A string takes whatever is written to it.
+            let _ = match &attempt.outcome {
+                Some(Outcome::Refused { status, .. }) => write!(tried, "{comma}{name}:{status}"),
+                Some(outcome) => write!(tried, "{comma}{name}:{}", outcome.word()),
+                None => write!(tried, "{comma}{name}:?"),
+            };
+        }
         let milliseconds = |to: Instant| to.saturating_duration_since(self.received_at);
         log::info!(
             target: ACCESS,
@@ -96,8 +110,8 @@ impl Record {
             model = self.asked,
             served = self.served,
             endpoint = endpoint,
-            attempts = self.tried.len(),
-            tried = tried.join(","),
+            attempts = attempts.len(),
+            tried = tried,
             status = self.status.unwrap_or(0),
             stream = self.is_stream,
             bytes = bytes,
@@ -110,7 +124,37 @@ impl Record {
             end = end;
             "request"
         );
+        Explained {
+            id: self.id,
+            shown_id: self.shown_id,
+            asked: self.asked,
+            served: self.served,
+            is_stream: self.is_stream,
+            // Without a byte sent it is only what would have been shown.
+            status: first_at.and(self.status),
+            said: self.said,
+            received_at: self.received_at,
+            taken_up_at: Some(self.taken_up_at),
+            first_at,
+            ended_at: now,
+            bytes,
+            usage: self.usage,
+            trace: self.trace,
+        }
     }
+}
+
+/// What an attempt told.
+#[derive(Debug, Clone, Copy)]
+pub struct Reported<'a> {
+    /// The status that the client saw, or would have seen.
+    pub status: Option<u16>,
+    /// Tokens.
+    pub usage: Usage,
+    /// When the workspace's status was known.
+    pub head_at: Option<Instant>,
+    /// What failed, in words.
+    pub why: &'a str,
 }
 
 /// The line for a request that was answered without any workspace.

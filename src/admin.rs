@@ -1,5 +1,6 @@
 //! The answers that the proxy gives by itself: health, numbers, token counts.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -32,6 +33,9 @@ pub fn ready<T>(balancer: &Balancer<T>, is_draining: bool, now: Instant) -> Answ
 fn reason(view: &EndpointView) -> String {
     let whole = view.holds.iter().find(|(model, ..)| model.is_none());
     match (view.state, whole) {
+        ("open", _) if view.opened_by == Some("failure_rate") => {
+            "out because too many requests failed".into()
+        }
         ("open", _) => format!("out after {} failures in a row", view.consecutive_failures),
         (_, Some((_, reason, _))) => (*reason).to_string(),
         _ if view.weight == 0 => "its weight is 0".into(),
@@ -70,10 +74,21 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         total_errors: u64,
         circuit_open: bool,
         state: &'a str,
+        opened_by: Option<&'a str>,
         consecutive_failures: u32,
         trial_in_s: Option<f64>,
         weight: u32,
+        share: f64,
         holds: Vec<Hold<'a>>,
+        tokens: Tokens,
+    }
+    #[derive(Serialize)]
+    struct Tokens {
+        input_tokens: u64,
+        output_tokens: u64,
+        cache_write_tokens: u64,
+        cache_read_tokens: u64,
+        cached_share: Option<f64>,
     }
     #[derive(Serialize)]
     struct Stats<'a> {
@@ -88,6 +103,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         hits: u64,
         detours: u64,
         moves: u64,
+        moved_because: BTreeMap<&'static str, u64>,
         new: u64,
         hit_rate: Option<f64>,
     }
@@ -98,6 +114,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         hits: counts.hits,
         detours: counts.detours,
         moves: counts.moves,
+        moved_because: counts.moved_because.each().collect(),
         new: counts.new,
         hit_rate: (of_bound > 0).then(|| counts.hits as f64 / of_bound as f64),
     };
@@ -115,10 +132,19 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
             total_errors: view.total_errors,
             circuit_open: view.circuit_open,
             state: view.state,
+            opened_by: view.opened_by,
             consecutive_failures: view.consecutive_failures,
             trial_in_s: view.opens_again_in.map(seconds),
             weight: view.weight,
+            share: view.share as f64 / 1000.0,
             holds: holds.collect(),
+            tokens: Tokens {
+                input_tokens: view.tokens.input,
+                output_tokens: view.tokens.output,
+                cache_write_tokens: view.tokens.cache_write,
+                cache_read_tokens: view.tokens.cache_read,
+                cached_share: view.tokens.cached_share(),
+            },
         }
     }
     let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, compat, process };

@@ -54,6 +54,7 @@ impl App {
             breaker: breaker::Settings {
                 threshold: config.load_balancer.circuit_breaker_threshold,
                 timeout: config.load_balancer.circuit_breaker_timeout,
+                rate: config.load_balancer.circuit_breaker_rate,
             },
         };
         let endpoints =
@@ -117,6 +118,7 @@ fn messages(config: &Config, balancer: Arc<Balancer<Workspace>>, previous: Optio
             // What was learned belongs to the endpoints, not to one reading of the file.
             memory: previous.map(|app| Arc::clone(&app.messages.compat.memory)).unwrap_or_default(),
         },
+        explanations: previous.map(|app| Arc::clone(&app.messages.explanations)).unwrap_or_default(),
     }
 }
 

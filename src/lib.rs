@@ -9,7 +9,7 @@
 //! | the machine | [`mod@env`], [`panics`] |
 //! | shared truth | [`balancer`] |
 //! | edges | [`upstream`] (the only room that names ureq), [`front`] (the only one that names tiny_http) |
-//! | the path | [`access`], [`messages`], [`routes`], [`admin`] |
+//! | the path | [`explain`], [`access`], [`messages`], [`routes`], [`admin`] |
 //! | assembly | [`app`], [`logging`], [`server`], [`health`], [`demo`], [`program`] |
 pub mod access;
 pub mod admin;
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod env;
+pub mod explain;
 pub mod front;
 pub mod health;
 pub mod http;

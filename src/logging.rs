@@ -78,6 +78,11 @@ impl Log for Lines {
     fn flush(&self) {}
 }
 
+/// A moment as log lines write it.
+pub fn timestamp(wall_clock: std::time::Duration) -> String {
+    (OffsetDateTime::UNIX_EPOCH + wall_clock).format(TIME).unwrap_or_default()
+}
+
 fn text_line(record: &Record<'_>) -> String {
     struct Fields(String);
     impl<'kvs> VisitSource<'kvs> for Fields {
@@ -128,9 +133,8 @@ fn json_line(record: &Record<'_>, wall_clock: std::time::Duration) -> String {
             Ok(())
         }
     }
-    let time = OffsetDateTime::UNIX_EPOCH + wall_clock;
     let mut fields = Fields(serde_json::Map::new());
-    fields.0.insert("time".into(), time.format(TIME).unwrap_or_default().into());
+    fields.0.insert("time".into(), timestamp(wall_clock).into());
     fields.0.insert("level".into(), record.level().as_str().into());
     fields.0.insert("message".into(), record.args().to_string().into());
     let _ = record.key_values().visit(&mut fields);

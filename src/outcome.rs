@@ -61,8 +61,10 @@ pub enum Verdict {
 /// What is kept away from new traffic, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepOut {
-    /// This model here: the time given, else 5 s doubling to 60 s.
+    /// This model here, which is over its limit: the time given, else 5 s doubling to 60 s.
     Model(Option<Duration>),
+    /// This model here, 5 s doubling to 60 s: the workspace has too much to do.
+    ModelOverloaded,
     /// This model here for a fixed long time: it does not exist, or has no quota at all.
     ModelLong,
     /// The whole endpoint, for the time given.
@@ -71,6 +73,8 @@ pub enum KeepOut {
     NoToken,
     /// The whole endpoint, 60 s doubling to 30 min: its credential is not accepted.
     EndpointParked,
+    /// The whole endpoint, as long: it does not talk to our address.
+    EndpointBlocked,
 }
 
 /// Who is to blame, in all the terms the balancer needs.
@@ -87,7 +91,9 @@ pub struct Blame {
 impl Outcome {
     /// Who is to blame. Exhaustive on purpose: a new outcome must be judged here.
     pub fn blame(&self) -> Blame {
-        use KeepOut::{Endpoint, EndpointParked, Model, ModelLong, NoToken};
+        use KeepOut::{
+            Endpoint, EndpointBlocked, EndpointParked, Model, ModelLong, ModelOverloaded, NoToken,
+        };
         use Verdict::{Failure, Neutral, Success};
         let blame = |verdict, keep_out, is_error| Blame { verdict, keep_out, is_error };
         match *self {
@@ -103,8 +109,11 @@ impl Outcome {
             | Outcome::Refused { status: 429, retry_after, .. } => {
                 blame(Failure, Some(Model(retry_after)), true)
             }
-            Outcome::Refused { status: 529, .. } => blame(Neutral, Some(Model(None)), true),
+            Outcome::Refused { status: 529, .. } => blame(Neutral, Some(ModelOverloaded), true),
             Outcome::Refused { meaning: Meaning::RateLimitZero, .. } => blame(Neutral, Some(ModelLong), true),
+            Outcome::Refused { meaning: Meaning::IpBlocked, .. } => {
+                blame(Neutral, Some(EndpointBlocked), true)
+            }
             Outcome::Refused { status: 401 | 403, .. } => blame(Neutral, Some(EndpointParked), true),
             Outcome::Refused { meaning: Meaning::ModelMissing, .. } => blame(Neutral, Some(ModelLong), true),
             Outcome::Refused { status: 500.., retry_after, .. } => {
@@ -114,7 +123,7 @@ impl Outcome {
             Outcome::Refused { status: 300..=399, .. } => blame(Failure, None, true),
             // The client's own mistake, and often on purpose: it repairs itself from the words.
             Outcome::Refused { .. } => blame(Neutral, None, false),
-            Outcome::ErrorEvent { status: 529 } => blame(Neutral, Some(Model(None)), true),
+            Outcome::ErrorEvent { status: 529 } => blame(Neutral, Some(ModelOverloaded), true),
             Outcome::ErrorEvent { status: 429 } => blame(Failure, Some(Model(None)), true),
             Outcome::ErrorEvent { status: 500.. } => blame(Failure, None, true),
             Outcome::ErrorEvent { .. } => blame(Neutral, None, false),
@@ -187,18 +196,18 @@ mod tests {
             (refused(429), Failure, Some(Model(None)), true),
             (with(429, Meaning::Other), Failure, Some(Model(after)), true),
             (with(400, Meaning::RequestLimitExceeded), Failure, Some(Model(after)), true),
-            (refused(529), Neutral, Some(Model(None)), true),
+            (refused(529), Neutral, Some(ModelOverloaded), true),
             (refused(401), Neutral, Some(EndpointParked), true),
             (refused(403), Neutral, Some(EndpointParked), true),
             (with(403, Meaning::RateLimitZero), Neutral, Some(ModelLong), true),
-            (with(403, Meaning::IpBlocked), Neutral, Some(EndpointParked), true),
+            (with(403, Meaning::IpBlocked), Neutral, Some(EndpointBlocked), true),
             (with(404, Meaning::ModelMissing), Neutral, Some(ModelLong), true),
             (refused(404), Neutral, None, false),
             (refused(400), Neutral, None, false),
             (refused(413), Neutral, None, false),
             (refused(422), Neutral, None, false),
             (refused(307), Failure, None, true),
-            (Outcome::ErrorEvent { status: 529 }, Neutral, Some(Model(None)), true),
+            (Outcome::ErrorEvent { status: 529 }, Neutral, Some(ModelOverloaded), true),
             (Outcome::ErrorEvent { status: 429 }, Failure, Some(Model(None)), true),
             (Outcome::ErrorEvent { status: 500 }, Failure, None, true),
             (Outcome::ErrorEvent { status: 400 }, Neutral, None, false),

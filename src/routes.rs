@@ -22,6 +22,8 @@ pub enum Target {
     Ready,
     /// Its numbers.
     Stats,
+    /// Why a request went where it went.
+    Explain,
     /// Close breakers and end holds.
     Reset,
     /// Read the configuration again.
@@ -55,6 +57,14 @@ const fn row(path: &'static str, methods: &'static [&'static str], target: Targe
     Row { path, methods, target, access }
 }
 
+/// The one path that ends in a name.
+const EXPLAIN: &str = "/explain/{request-id}";
+
+/// The request that `/explain/{request-id}` asks about.
+pub fn explained_id(path: &str) -> Option<&str> {
+    path.strip_prefix("/explain/").filter(|id| !id.is_empty() && !id.contains('/'))
+}
+
 /// Paths with a `/` at their end are other paths: the client never sends them.
 const TABLE: &[Row] = &[
     row("/v1/messages", POST, Target::Messages, Access::Key),
@@ -63,6 +73,7 @@ const TABLE: &[Row] = &[
     row("/health/live", GET, Target::Live, Access::Open),
     row("/health/ready", GET, Target::Ready, Access::Open),
     row("/stats", GET, Target::Stats, Access::Admin),
+    row(EXPLAIN, GET, Target::Explain, Access::Admin),
     row("/reset", POST, Target::Reset, Access::Admin),
     row("/admin/reload", POST, Target::Reload, Access::Key),
     row("/api/event_logging/batch", POST, Target::EventLogging, Access::Open),
@@ -85,6 +96,11 @@ impl Keys {
     /// Named keys.
     pub fn new(list: impl IntoIterator<Item = (String, Secret)>, protect_admin: bool) -> Self {
         Self { list: list.into_iter().map(|(name, key)| (name.into(), key)).collect(), protect_admin }
+    }
+
+    /// True when a request with this key, or none, may ask for what needs one.
+    pub fn admit(&self, key: Option<&str>) -> bool {
+        key.is_some() || self.list.is_empty()
     }
 
     /// The name of the key in `x-api-key` or `Authorization: Bearer`; either may match, for the client can send both.
@@ -121,7 +137,8 @@ pub fn target(method: &str, path: &str) -> Result<Target, Refusal> {
 }
 
 fn find(method: &str, path: &str) -> Result<&'static Row, Refusal> {
-    let Some(row) = TABLE.iter().find(|row| row.path == path) else {
+    let plain = if explained_id(path).is_some() { EXPLAIN } else { path };
+    let Some(row) = TABLE.iter().find(|row| row.path == plain) else {
         return Err(Refusal::new(404, format!("there is nothing at {path} here")));
     };
     if row.methods.contains(&method) {
@@ -140,7 +157,7 @@ pub fn route(head: &Head, keys: &Keys, body_bytes_max: usize) -> Result<Route, R
         Access::Admin => keys.protect_admin,
         Access::Key => true,
     };
-    if needs_key && key.is_none() && !keys.list.is_empty() {
+    if needs_key && !keys.admit(key.as_deref()) {
         return Err(Refusal::new(
             401,
             "neither x-api-key nor Authorization: Bearer holds a key of this proxy",
@@ -204,6 +221,11 @@ mod tests {
         check("GET /health", "", Ok((Pool::Quick, None)));
         check("HEAD /", "", Ok((Pool::Quick, None)));
         check("DELETE /stats", "", Err(405));
+        check("GET /explain/req_1", "", Ok((Pool::Quick, None)));
+        check("POST /explain/req_1", "", Err(405));
+        check("GET /explain", "", Err(404));
+        check("GET /explain/", "", Err(404));
+        check("GET /explain/a/b", "", Err(404));
         check("GET /nowhere", "", Err(404));
         check("POST /admin/reload", "", Err(401));
         check("POST /admin/reload", a, Ok((Pool::Quick, Some("alice"))));
@@ -213,7 +235,12 @@ mod tests {
 
     #[test]
     fn protect_admin_asks_for_the_key_there_too() {
-        for (line, status) in [("GET /stats", Err(401)), ("POST /reset", Err(401)), ("GET /health", Ok(()))] {
+        for (line, status) in [
+            ("GET /stats", Err(401)),
+            ("GET /explain/req_1", Err(401)),
+            ("POST /reset", Err(401)),
+            ("GET /health", Ok(())),
+        ] {
             let routed = route(&head(line, ""), &keys(true), 1000).map(|_| ()).map_err(|r| r.status);
             assert_eq!(routed, status, "{line}");
         }

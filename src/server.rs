@@ -18,6 +18,7 @@ use crate::anthropic::tokens;
 use crate::app::App;
 use crate::config::{AuthMode, Config};
 use crate::env;
+use crate::explain::{self, Explained, Explanations};
 use crate::front::{self, Ending, Exchange, Front, Route, Service};
 use crate::http::answer::{Answer, Refusal};
 use crate::http::head::Head;
@@ -215,7 +216,7 @@ impl Host {
     }
 
     /// Everything but messages.
-    fn answer(&self, target: Target, exchange: &Exchange, id: &str) -> Answer {
+    fn answer(&self, target: Target, exchange: &Exchange, exchange_id: &str) -> Answer {
         let (app, now) = (self.app(), env::now());
         let balancer = &app.messages.balancer;
         match target {
@@ -225,16 +226,23 @@ impl Host {
                 let compat = app.messages.compat.memory.snapshot(now);
                 admin::stats(balancer, compat, self.process_numbers(now), now)
             }
+            Target::Explain => {
+                let id = routes::explained_id(exchange.head.path()).unwrap_or_default();
+                match app.messages.explanations.page(id, now, env::wall_clock()) {
+                    Some(page) => Answer::json(200, page),
+                    None => worded(&not_explained(id, &app.messages.explanations), exchange_id),
+                }
+            }
             Target::Reset => admin::reset(balancer),
             Target::Reload => match self.reload() {
                 Ok(()) => admin::reloaded(),
-                Err(problems) => worded(&Refusal::new(400, problems.join("\n")), id),
+                Err(problems) => worded(&Refusal::new(400, problems.join("\n")), exchange_id),
             },
             Target::EventLogging => admin::event_logging(),
             Target::WarmUp | Target::Messages => admin::warm_up(),
             Target::CountTokens => match tokens::estimate(&exchange.body) {
                 Ok(count) => admin::count(count),
-                Err(why) => worded(&Refusal::new(400, why), id),
+                Err(why) => worded(&Refusal::new(400, why), exchange_id),
             },
         }
     }
@@ -248,8 +256,12 @@ impl Service for Host {
 
     fn refuse(&self, refusal: Refusal, head: Option<&Head>, peer: SocketAddr) -> Answer {
         let id = env::request_id();
-        let key = head.and_then(|head| self.app.read().keys.find(head));
+        let app = self.app();
+        let key = head.and_then(|head| app.keys.find(head));
         access::local(&id, key.as_deref(), &peer.to_string(), head, refusal.status, log::Level::Info);
+        if let Some(head) = head.filter(|_| app.keys.admit(key.as_deref())) {
+            explain_refusal(&app, head, &id, &refusal);
+        }
         worded(&refusal, &id)
     }
 
@@ -278,7 +290,9 @@ impl Service for Host {
         let id = env::request_id();
         let key = exchange.route.key.as_deref();
         access::local(&id, key, &exchange.peer.to_string(), Some(&exchange.head), 500, log::Level::Error);
-        worded(&Refusal::new(500, "the proxy failed on this request; please report it with this id"), &id)
+        let refusal = Refusal::new(500, "the proxy failed on this request; please report it with this id");
+        explain_refusal(&self.app(), &exchange.head, &id, &refusal);
+        worded(&refusal, &id)
     }
 }
 
@@ -299,6 +313,29 @@ fn front_settings(config: &Config) -> front::Settings {
         open_buffered_bytes_max: (config.limits.max_buffered_bytes / SHARE_WITHOUT_KEY)
             .max(2 * config.limits.max_body_bytes),
     }
+}
+
+/// A message that was turned away before it was looked at, such as by a full queue. Only for who has a key: nobody else
+/// is to push requests out of the memory.
+fn explain_refusal(app: &App, head: &Head, id: &str, refusal: &Refusal) {
+    if routes::target(head.method(), head.path()) == Ok(Target::Messages) {
+        let refused = Explained::turned_away(id.into(), refusal.status, &refusal.message, env::now());
+        app.messages.explanations.keep(refused);
+    }
+}
+
+/// The id is not known, or no longer.
+fn not_explained(id: &str, explanations: &Explanations) -> Refusal {
+    const SHOWN_CHARS: usize = 100;
+    let shown: String = id.chars().take(SHOWN_CHARS).collect();
+    let (kept, most) = (explanations.len(), explain::KEPT_MAX);
+    Refusal::new(
+        404,
+        format!(
+            "no message request {shown} is kept: of the last {most} there are {kept}, each from its end on; the id is \
+             the `request-id` of the answer and the `id` of the access line"
+        ),
+    )
 }
 
 /// A refusal in Anthropic's shape.

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::EndpointId;
+use super::decision::Out;
 
 /// Bindings that are remembered. A team of a thousand has a few thousand conversations at once.
 const BINDINGS_MAX: usize = 16 * 1024;
@@ -37,8 +38,32 @@ pub struct Counts {
     pub detours: u64,
     /// Were bound anew, because that endpoint was out.
     pub moves: u64,
+    /// The same, by why it was out.
+    pub moved_because: Reasons,
     /// Were bound for the first time, or again after their cache had gone cold.
     pub new: u64,
+}
+
+/// How many moves there were for which reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reasons {
+    by_word: [u64; Out::WORDS.len()],
+    /// The endpoint was no longer configured.
+    removed: u64,
+}
+
+impl Reasons {
+    /// One more; `None` stands for an endpoint that is gone.
+    pub fn count(&mut self, why: Option<Out>) {
+        let place = why.and_then(|out| Out::WORDS.iter().position(|word| *word == out.word()));
+        *place.map_or(&mut self.removed, |place| &mut self.by_word[place]) += 1;
+    }
+
+    /// Each reason that there was, by its word.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counted = Out::WORDS.into_iter().zip(self.by_word).chain([("removed", self.removed)]);
+        counted.filter(|(_, count)| *count > 0)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -160,12 +185,17 @@ impl Affinity {
     }
 }
 
-/// True when an endpoint with this load may take another request of its own conversations: up to four at once always,
-/// and up to one and a half times its fair share of the `total` load. Load is requests running and conversations
-/// expected back, in thousandths; the total includes the new request.
+/// True when an endpoint with this load may take another request of its own conversations. Load is requests running and
+/// conversations expected back, in thousandths; the total includes the new request.
 pub fn may_stay(load: u64, total: u64, weight: u64, weights: u64) -> bool {
-    let wanted = u128::from(load) + 1000;
-    wanted <= 4000 || 2 * wanted * u128::from(weights) <= 3 * u128::from(total) * u128::from(weight)
+    load + 1000 <= stay_limit(total, weight, weights)
+}
+
+/// The load up to which it may: four requests at once always, and up to one and a half times its fair share of the
+/// `total` load.
+pub fn stay_limit(total: u64, weight: u64, weights: u64) -> u64 {
+    let share = 3 * u128::from(total) * u128::from(weight) / (2 * u128::from(weights)).max(1);
+    u64::try_from(share).unwrap_or(u64::MAX).max(4000)
 }
 
 #[cfg(test)]

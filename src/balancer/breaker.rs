@@ -1,6 +1,7 @@
 //! The circuit breaker of one endpoint: closed, open, half-open. Pure; the time is an argument.
 //!
-//! It opens after `threshold` *consecutive* failures. Once `timeout` has passed it is half-open and lets trials
+//! It opens after `threshold` *consecutive* failures, and, where the operator wants it, when too large a share of the
+//! latest calls failed, which catches an endpoint that fails and works in turn. Once `timeout` has passed it is half-open and lets trials
 //! through: the first result decides. A failed trial opens it again for twice as long, up to eight times. After a
 //! recovery the endpoint is given its full share only gradually.
 //!
@@ -9,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::window::{Calls, Window};
 use crate::outcome::Verdict;
 
 /// The longest open time, as a multiple of the configured one.
@@ -25,6 +27,26 @@ pub struct Settings {
     pub threshold: u32,
     /// How long it stays open the first time.
     pub timeout: Duration,
+    /// When a share of failures opens it, too.
+    pub rate: Option<RateRule>,
+}
+
+/// Opens the breaker when too large a share of the latest calls failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateRule {
+    /// The share of failures that opens it, in percent: 1 to 100.
+    pub failure_rate_threshold: u32,
+    /// With fewer calls in the window a share means nothing.
+    pub minimum_calls: u32,
+    /// How far back calls count.
+    pub window: Duration,
+}
+
+impl RateRule {
+    fn is_broken_by(&self, calls: Calls) -> bool {
+        calls.all >= self.minimum_calls
+            && u64::from(calls.failed) * 100 >= u64::from(self.failure_rate_threshold) * u64::from(calls.all)
+    }
 }
 
 /// What the breaker lets through.
@@ -58,6 +80,17 @@ pub enum Change {
         /// For how long.
         span: Duration,
     },
+    /// Opened because too large a share of the latest calls failed.
+    OpenedByRate {
+        /// How many failed.
+        failed: u32,
+        /// Of how many.
+        calls: u32,
+        /// Within which time.
+        window: Duration,
+        /// For how long.
+        span: Duration,
+    },
     /// The trial failed.
     Reopened {
         /// For how long.
@@ -67,11 +100,34 @@ pub enum Change {
     Closed,
 }
 
+/// What opened the breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Failures in a row.
+    ConsecutiveFailures,
+    /// The share of failures among the latest calls.
+    FailureRate,
+    /// A trial that failed.
+    FailedTrial,
+}
+
+impl Cause {
+    /// The word shown in /stats.
+    pub fn word(self) -> &'static str {
+        match self {
+            Cause::ConsecutiveFailures => "consecutive_failures",
+            Cause::FailureRate => "failure_rate",
+            Cause::FailedTrial => "failed_trial",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Opening {
     until: Instant,
     span: Duration,
     trials: usize,
+    cause: Cause,
 }
 
 /// The breaker of one endpoint.
@@ -81,6 +137,8 @@ pub struct Breaker {
     opening: Option<Opening>,
     recovered_at: Option<Instant>,
     generation: u64,
+    /// Filled only under a rate rule.
+    window: Window,
 }
 
 impl Breaker {
@@ -96,6 +154,11 @@ impl Breaker {
     /// True when it is half-open and no trial is running.
     pub fn trial_is_free(&self, now: Instant) -> bool {
         self.state(now) == State::HalfOpen && self.opening.is_some_and(|opening| opening.trials == 0)
+    }
+
+    /// What opened it; `None` while it is closed.
+    pub fn cause(&self) -> Option<Cause> {
+        self.opening.map(|opening| opening.cause)
     }
 
     /// Consecutive failures so far.
@@ -136,6 +199,9 @@ impl Breaker {
             (Verdict::Neutral, _) => None,
             (Verdict::Success, None) => {
                 self.failures = 0;
+                if let Some(rule) = settings.rate {
+                    self.window.note(false, rule.window, now);
+                }
                 None
             }
             (Verdict::Success, Some(_)) => {
@@ -144,15 +210,28 @@ impl Breaker {
             }
             (Verdict::Failure, None) => {
                 self.failures = self.failures.saturating_add(1);
-                (self.failures >= settings.threshold).then(|| {
-                    self.open(now, settings.timeout);
-                    Change::Opened { failures: self.failures, span: settings.timeout }
-                })
+                let (failures, span) = (self.failures, settings.timeout);
+                let broken = settings.rate.and_then(|rule| {
+                    let calls = self.window.note(true, rule.window, now);
+                    let (failed, calls_all, window) = (calls.failed, calls.all, rule.window);
+                    let opened = Change::OpenedByRate { failed, calls: calls_all, window, span };
+                    rule.is_broken_by(calls).then_some(opened)
+                });
+                let broken = match failures >= settings.threshold {
+                    true => Some(Change::Opened { failures, span }),
+                    false => broken,
+                };
+                match broken {
+                    Some(Change::Opened { .. }) => self.open(now, span, Cause::ConsecutiveFailures),
+                    Some(_) => self.open(now, span, Cause::FailureRate),
+                    None => {}
+                }
+                broken
             }
             (Verdict::Failure, Some(opening)) => {
                 let span = (opening.span * 2).min(settings.timeout * LONGEST_OPEN);
                 self.failures = self.failures.saturating_add(1);
-                self.open(now, span);
+                self.open(now, span, Cause::FailedTrial);
                 Some(Change::Reopened { span })
             }
         }
@@ -173,9 +252,10 @@ impl Breaker {
         *self = Self { generation: self.generation + 1, ..Self::default() };
     }
 
-    fn open(&mut self, now: Instant, span: Duration) {
-        self.opening = Some(Opening { until: now + span, span, trials: 0 });
+    fn open(&mut self, now: Instant, span: Duration, cause: Cause) {
+        self.opening = Some(Opening { until: now + span, span, trials: 0, cause });
         self.recovered_at = None;
+        self.window = Window::default();
         self.generation += 1;
     }
 }
@@ -185,7 +265,7 @@ mod tests {
     use super::*;
     use Verdict::{Failure, Neutral, Success};
 
-    const SETTINGS: Settings = Settings { threshold: 3, timeout: Duration::from_secs(60) };
+    const SETTINGS: Settings = Settings { threshold: 3, timeout: Duration::from_secs(60), rate: None };
 
     fn at(start: Instant, seconds: u64) -> Instant {
         start + Duration::from_secs(seconds)
@@ -232,6 +312,52 @@ mod tests {
         }
         assert_eq!(run(&mut breaker, Success, now), Some(Change::Closed));
         assert_eq!((breaker.state(now), breaker.failures()), (State::Closed, 0));
+    }
+
+    const RATE: RateRule =
+        RateRule { failure_rate_threshold: 50, minimum_calls: 10, window: Duration::from_secs(30) };
+
+    /// Failing and working in turn never made three failures in a row, so half of all requests failed for ever.
+    #[test]
+    fn a_flapping_endpoint_is_caught_by_the_rate_rule_only() {
+        for rate in [None, Some(RATE)] {
+            let settings = Settings { rate, ..SETTINGS };
+            let (mut breaker, start) = (Breaker::default(), crate::env::now());
+            let changes: Vec<(u64, Change)> = (0..40)
+                .filter_map(|second| {
+                    let verdict = if second % 2 == 0 { Success } else { Failure };
+                    let ticket = breaker.admit();
+                    Some((second, breaker.settle(ticket, verdict, at(start, second), settings)?))
+                })
+                .take(1)
+                .collect();
+            let (window, span) = (RATE.window, SETTINGS.timeout);
+            let opened = (9, Change::OpenedByRate { failed: 5, calls: 10, window, span });
+            assert_eq!(changes, Vec::from_iter(rate.map(|_| opened)), "{rate:?}");
+            assert_eq!(breaker.cause(), rate.map(|_| Cause::FailureRate));
+        }
+    }
+
+    #[test]
+    fn the_rate_rule_needs_calls_and_a_share_within_its_window() {
+        let settings = Settings { threshold: 100, rate: Some(RATE), ..SETTINGS };
+        let settle = |breaker: &mut Breaker, verdict, now| {
+            let ticket = breaker.admit();
+            breaker.settle(ticket, verdict, now, settings)
+        };
+        let (mut breaker, start) = (Breaker::default(), crate::env::now());
+        assert!((0..9).all(|_| settle(&mut breaker, Failure, start).is_none()), "too few to tell");
+        // Half a minute later they no longer count.
+        for _ in 0..5 {
+            assert_eq!(settle(&mut breaker, Neutral, at(start, 30)), None);
+            assert_eq!(settle(&mut breaker, Success, at(start, 30)), None);
+        }
+        assert!((0..4).all(|_| settle(&mut breaker, Failure, at(start, 31)).is_none()), "less than half");
+        assert!(matches!(settle(&mut breaker, Failure, at(start, 31)), Some(Change::OpenedByRate { .. })));
+        // After a recovery it is counted anew.
+        assert_eq!(settle(&mut breaker, Success, at(start, 91)), Some(Change::Closed));
+        assert!((0..9).all(|_| settle(&mut breaker, Failure, at(start, 91)).is_none()));
+        assert!(settle(&mut breaker, Failure, at(start, 91)).is_some());
     }
 
     /// A trial whose client left proves nothing, but must not block the next trial.

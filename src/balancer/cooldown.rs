@@ -39,16 +39,20 @@ impl Backoff {
 /// Why something is kept out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// 429 or 529 for this model.
+    /// 429 for this model.
     Limited,
+    /// 529 for this model.
+    Overloaded,
     /// The workspace does not have this model, or gives it no quota.
     ModelUnavailable,
     /// The workspace asked for a pause (Retry-After).
     AskedToWait,
     /// There is no token to send.
     NoToken,
-    /// The workspace does not accept our credential, or our address.
+    /// The workspace does not accept our credential.
     Rejected,
+    /// The workspace does not accept our address.
+    AddressBlocked,
 }
 
 impl Reason {
@@ -56,11 +60,18 @@ impl Reason {
     pub fn word(self) -> &'static str {
         match self {
             Reason::Limited => "rate_limited",
+            Reason::Overloaded => "overloaded",
             Reason::ModelUnavailable => "model_unavailable",
             Reason::AskedToWait => "asked_to_wait",
             Reason::NoToken => "no_token",
             Reason::Rejected => "credential_rejected",
+            Reason::AddressBlocked => "address_blocked",
         }
+    }
+
+    /// True for what passes within a minute or so, and is nobody's mistake: 429 and 529.
+    pub fn is_rest(self) -> bool {
+        matches!(self, Reason::Limited | Reason::Overloaded)
     }
 }
 
@@ -75,7 +86,27 @@ pub struct Parked {
     pub span: Duration,
 }
 
-/// What is in force now.
+/// Something that was put aside and has just worked again, worth a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The model, or everything.
+    pub model: Option<String>,
+    /// Why it had been put aside.
+    pub reason: Reason,
+}
+
+/// What keeps a model away now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Every model is kept away, not only this one.
+    pub is_whole: bool,
+    /// Why.
+    pub reason: Reason,
+    /// When it ends.
+    pub until: Instant,
+}
+
+/// What is in force now, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
     /// The model, or everything.
@@ -95,12 +126,11 @@ pub struct Cooldowns {
 
 impl Cooldowns {
     /// What keeps this model away from the endpoint now, the longest hold first.
-    pub fn hold(&self, model: &str, now: Instant) -> Option<Hold> {
-        let whole = self.endpoint.map(|(reason, backoff)| (None, reason, backoff.until));
-        let model = self.models.iter().find(|(name, ..)| name == model);
-        let model = model.map(|(name, reason, backoff)| (Some(name), *reason, backoff.until));
-        let longest = whole.into_iter().chain(model).filter(|(.., until)| now < *until).max_by_key(|h| h.2);
-        longest.map(|(model, reason, until)| Hold { model: model.cloned(), reason, until })
+    pub fn hold(&self, model: &str, now: Instant) -> Option<Held> {
+        let held = |is_whole, reason, backoff: Backoff| Held { is_whole, reason, until: backoff.until };
+        let whole = self.endpoint.map(|(reason, backoff)| held(true, reason, backoff));
+        let model = self.model(model).map(|(reason, backoff)| held(false, reason, backoff));
+        whole.into_iter().chain(model).filter(|held| now < held.until).max_by_key(|held| held.until)
     }
 
     /// Everything in force, for display.
@@ -118,39 +148,47 @@ impl Cooldowns {
     /// Puts something aside. Says what changed, unless it was aside already.
     pub fn keep_out(&mut self, what: KeepOut, model: &str, now: Instant) -> Option<Parked> {
         const SECOND: Duration = Duration::from_secs(1);
+        let for_span = |span| Backoff { until: now + span, span };
         match what {
-            KeepOut::Model(Some(span)) => self.model_for(model, Reason::Limited, span, now),
-            KeepOut::Model(None) => {
-                let last = self.model(model).filter(|(reason, _)| *reason == Reason::Limited).map(|(_, b)| b);
-                let next = Backoff::next(last, 5 * SECOND, 60 * SECOND, now);
-                self.set_model(model, Reason::Limited, next, now)
-            }
-            KeepOut::ModelLong => self.model_for(model, Reason::ModelUnavailable, MODEL_LONG, now),
-            KeepOut::Endpoint(span) => {
-                self.set_endpoint(Reason::AskedToWait, Backoff { until: now + span, span }, now)
-            }
-            KeepOut::NoToken => {
-                let span = NO_TOKEN_PAUSE;
-                self.set_endpoint(Reason::NoToken, Backoff { until: now + span, span }, now)
-            }
-            KeepOut::EndpointParked => {
-                let last = self.endpoint.filter(|(reason, _)| *reason == Reason::Rejected).map(|(_, b)| b);
+            KeepOut::Model(Some(span)) => self.set_model(model, Reason::Limited, for_span(span), now),
+            KeepOut::Model(None) => self.rest(model, Reason::Limited, now),
+            KeepOut::ModelOverloaded => self.rest(model, Reason::Overloaded, now),
+            KeepOut::ModelLong => self.set_model(model, Reason::ModelUnavailable, for_span(MODEL_LONG), now),
+            KeepOut::Endpoint(span) => self.set_endpoint(Reason::AskedToWait, for_span(span), now),
+            KeepOut::NoToken => self.set_endpoint(Reason::NoToken, for_span(NO_TOKEN_PAUSE), now),
+            KeepOut::EndpointParked | KeepOut::EndpointBlocked => {
+                let is_parked = |reason: &Reason| matches!(reason, Reason::Rejected | Reason::AddressBlocked);
+                let last = self.endpoint.filter(|(reason, _)| is_parked(reason)).map(|(_, b)| b);
                 let next = Backoff::next(last, 60 * SECOND, 1800 * SECOND, now);
-                self.set_endpoint(Reason::Rejected, next, now)
+                let reason = match what {
+                    KeepOut::EndpointBlocked => Reason::AddressBlocked,
+                    _ => Reason::Rejected,
+                };
+                self.set_endpoint(reason, next, now)
             }
         }
     }
 
-    /// A success: what was learned about this model and the credential is no longer true.
-    pub fn forgive(&mut self, model: &str) {
-        self.models.retain(|(name, ..)| name != model);
-        self.endpoint = None;
+    /// A success of a request that was taken at `taken`: what was held before that is no longer true. A request that
+    /// was underway when the hold began proves nothing about it.
+    pub fn forgive(&mut self, model: &str, taken: Instant) -> Vec<Recovered> {
+        let mut recovered = Vec::new();
+        if let Some(at) = self.models.iter().position(|(name, _, b)| name == model && b.until <= taken) {
+            let (model, reason, _) = self.models.swap_remove(at);
+            recovered.push(Recovered { model: Some(model), reason });
+        }
+        if let Some((reason, _)) = self.endpoint.filter(|(_, b)| b.until <= taken) {
+            self.endpoint = None;
+            recovered.push(Recovered { model: None, reason });
+        }
+        recovered
     }
 
-    /// The credential may be another one now.
+    /// The credential may be another one now, or the way to the workspace.
     pub fn forget_rejection(&mut self) {
-        self.endpoint =
-            self.endpoint.filter(|(reason, _)| !matches!(reason, Reason::Rejected | Reason::NoToken));
+        let is_kept =
+            |reason: &Reason| !matches!(reason, Reason::Rejected | Reason::AddressBlocked | Reason::NoToken);
+        self.endpoint = self.endpoint.filter(|(reason, _)| is_kept(reason));
     }
 
     /// Forgets everything.
@@ -162,14 +200,20 @@ impl Cooldowns {
         self.models.iter().find(|(name, ..)| name == model).map(|(_, reason, backoff)| (*reason, *backoff))
     }
 
-    fn model_for(&mut self, model: &str, reason: Reason, span: Duration, now: Instant) -> Option<Parked> {
-        // A Retry-After that is shorter than what is in force does not end it early.
-        let until = self.model(model).map_or(now, |(_, b)| b.until).max(now + span);
-        self.set_model(model, reason, Backoff { until, span }, now)
+    /// 5 s doubling to 60 s; 429 and 529 in turn are one bad time.
+    fn rest(&mut self, model: &str, reason: Reason, now: Instant) -> Option<Parked> {
+        let last = self.model(model).filter(|(reason, _)| reason.is_rest()).map(|(_, b)| b);
+        let next = Backoff::next(last, Duration::from_secs(5), Duration::from_secs(60), now);
+        self.set_model(model, reason, next, now)
     }
 
     fn set_model(&mut self, model: &str, reason: Reason, next: Backoff, now: Instant) -> Option<Parked> {
-        let was_out = self.model(model).is_some_and(|(was, b)| was == reason && now < b.until);
+        let last = self.model(model);
+        // A late answer that asks for less does not let anybody back in early.
+        if next.until <= now || last.is_some_and(|(_, b)| next.until <= b.until) {
+            return None;
+        }
+        let was_out = last.is_some_and(|(was, b)| was == reason && now < b.until);
         self.models.retain(|(name, ..)| name != model);
         if self.models.len() >= MODELS_MAX
             && let Some(first) = (0..self.models.len()).min_by_key(|&i| self.models[i].2.until)
@@ -177,19 +221,17 @@ impl Cooldowns {
             self.models.swap_remove(first);
         }
         self.models.push((model.to_string(), reason, next));
-        let span = next.until.saturating_duration_since(now);
-        (!was_out).then(|| Parked { model: Some(model.to_string()), reason, span })
+        (!was_out).then(|| Parked { model: Some(model.to_string()), reason, span: next.until - now })
     }
 
     fn set_endpoint(&mut self, reason: Reason, next: Backoff, now: Instant) -> Option<Parked> {
-        // A late answer that asks for less, such as `Retry-After: 0`, does not let anybody back in early.
-        if self.endpoint.is_some_and(|(_, b)| next.until <= b.until) {
+        // As above, such as with `Retry-After: 0`.
+        if next.until <= now || self.endpoint.is_some_and(|(_, b)| next.until <= b.until) {
             return None;
         }
         let was_out = self.endpoint.is_some_and(|(was, b)| was == reason && now < b.until);
         self.endpoint = Some((reason, next));
-        let span = next.until.saturating_duration_since(now);
-        (!was_out).then_some(Parked { model: None, reason, span })
+        (!was_out).then_some(Parked { model: None, reason, span: next.until - now })
     }
 }
 
@@ -215,7 +257,9 @@ mod tests {
     #[test]
     fn pauses_double_up_to_their_limit() {
         assert_eq!(spans(KeepOut::Model(None), 6), [5, 10, 20, 40, 60, 60]);
+        assert_eq!(spans(KeepOut::ModelOverloaded, 6), [5, 10, 20, 40, 60, 60]);
         assert_eq!(spans(KeepOut::EndpointParked, 7), [60, 120, 240, 480, 960, 1800, 1800]);
+        assert_eq!(spans(KeepOut::EndpointBlocked, 7), [60, 120, 240, 480, 960, 1800, 1800]);
         assert_eq!(spans(KeepOut::Model(Some(seconds(7))), 3), [7, 7, 7]);
         assert_eq!(spans(KeepOut::ModelLong, 2), [600, 600]);
     }
@@ -246,7 +290,9 @@ mod tests {
     fn a_success_starts_the_count_anew() {
         let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
         cooldowns.keep_out(KeepOut::Model(None), "m", now);
-        cooldowns.forgive("m");
+        let recovered = cooldowns.forgive("m", now + seconds(5));
+        assert_eq!(recovered, [Recovered { model: Some("m".into()), reason: Reason::Limited }]);
+        assert_eq!(cooldowns.forgive("m", now + seconds(5)), [], "said once");
         let again = cooldowns.keep_out(KeepOut::Model(None), "m", now + seconds(60)).unwrap();
         assert_eq!(again.span, seconds(5));
     }
@@ -272,5 +318,44 @@ mod tests {
         assert_eq!(hold.reason, Reason::Rejected);
         assert!(cooldowns.keep_out(KeepOut::Endpoint(seconds(90)), "m", now).is_some());
         assert!(cooldowns.hold("m", now + seconds(89)).is_some());
+    }
+
+    /// An answer that had begun before the 429 and ended well after it put the model back into service at once, so
+    /// that under load no rest ever lasted.
+    #[test]
+    fn a_success_from_before_a_hold_ends_nothing() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        cooldowns.keep_out(KeepOut::Model(None), "m", now);
+        cooldowns.keep_out(KeepOut::EndpointParked, "m", now);
+        assert_eq!(cooldowns.forgive("m", now), []);
+        assert_eq!(cooldowns.forgive("m", now + seconds(4)), []);
+        assert!(cooldowns.hold("m", now + seconds(4)).is_some());
+        let model = Recovered { model: Some("m".into()), reason: Reason::Limited };
+        assert_eq!(cooldowns.forgive("m", now + seconds(5)), [model]);
+        assert!(cooldowns.hold("m", now + seconds(59)).is_some(), "the token is still refused");
+        assert_eq!(cooldowns.forgive("m", now + seconds(60)).len(), 1);
+    }
+
+    /// A late 429 put a model back into service after 5 s that the workspace does not have.
+    #[test]
+    fn a_rest_does_not_end_a_longer_hold_of_the_model() {
+        let (mut cooldowns, now) = (Cooldowns::default(), crate::env::now());
+        cooldowns.keep_out(KeepOut::ModelLong, "m", now);
+        for late in [KeepOut::Model(None), KeepOut::Model(Some(seconds(7))), KeepOut::ModelOverloaded] {
+            assert_eq!(cooldowns.keep_out(late, "m", now + seconds(1)), None);
+        }
+        assert_eq!(cooldowns.hold("m", now + seconds(599)).unwrap().reason, Reason::ModelUnavailable);
+    }
+
+    #[test]
+    fn limits_and_overload_in_turn_double_one_pause() {
+        let (mut cooldowns, mut now) = (Cooldowns::default(), crate::env::now());
+        let turns = [KeepOut::Model(None), KeepOut::ModelOverloaded, KeepOut::Model(None)];
+        let seen = turns.map(|what| {
+            let parked = cooldowns.keep_out(what, "m", now).unwrap();
+            now += parked.span;
+            (parked.reason.word(), parked.span.as_secs())
+        });
+        assert_eq!(seen, [("rate_limited", 5), ("overloaded", 10), ("rate_limited", 20)]);
     }
 }

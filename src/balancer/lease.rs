@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::affinity::Session;
 use super::breaker::Ticket;
 use super::{Balancer, Change, EndpointId, Notice};
+use crate::anthropic::sse::Usage;
 use crate::outcome::{KeepOut, Outcome, Verdict};
 
 /// One request's place at one endpoint. Finishing consumes it; dropping it releases it and blames nobody.
@@ -18,6 +19,8 @@ pub struct Lease<T> {
     pub(super) ticket: Option<Ticket>,
     pub(super) id: EndpointId,
     pub(super) is_doubtful: bool,
+    pub(super) taken_at: Instant,
+    pub(super) usage: Usage,
 }
 
 impl<T> Lease<T> {
@@ -29,6 +32,11 @@ impl<T> Lease<T> {
     /// The endpoint, for [`Ask::tried`](super::Ask::tried).
     pub fn id(&self) -> EndpointId {
         self.id
+    }
+
+    /// Notes what the answer reported; it is added to the endpoint's tokens when the lease is finished.
+    pub fn reported(&mut self, usage: Usage) {
+        self.usage = usage;
     }
 
     /// Gives the slot back and tells how it went. Returns what changed for the log.
@@ -44,6 +52,7 @@ impl<T> Lease<T> {
             return Vec::new();
         };
         member.errors += u64::from(blame.is_error);
+        member.tokens.add(self.usage);
         let (mut notices, mut used) = (Vec::new(), None);
         let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
         if let Some(change) = member.breaker.settle(ticket, blame.verdict, now, settings) {
@@ -55,7 +64,8 @@ impl<T> Lease<T> {
         match blame.verdict {
             Verdict::Success => {
                 used = self.session;
-                member.cooldowns.forgive(&self.model);
+                let recovered = member.cooldowns.forgive(&self.model, self.taken_at);
+                recovered.into_iter().for_each(|what| notice(Change::Recovered(what)));
                 member.last_was_good = true;
             }
             Verdict::Failure | Verdict::Neutral if blame.is_error => member.last_was_good = false,

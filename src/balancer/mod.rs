@@ -8,9 +8,12 @@
 pub mod affinity;
 pub mod breaker;
 pub mod cooldown;
+pub mod decision;
 mod lease;
+mod standing;
 pub mod strategy;
 mod view;
+mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,14 +21,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::anthropic::model::glob_matches;
+use crate::anthropic::sse::Usage;
 use crate::retry;
 use affinity::{Affinity, Returns, Session};
 use breaker::{Breaker, State};
-use cooldown::{Cooldowns, Parked};
-use strategy::{Candidate, Strategy};
+use cooldown::{Cooldowns, Parked, Recovered};
+use decision::{Decision, Home};
+use standing::Standing;
+use strategy::Strategy;
 
 pub use lease::Lease;
-pub use view::EndpointView;
+pub use view::{EndpointView, Tokens};
 
 /// How fast recent use fades.
 const RECENT_HALF_LIFE: Duration = Duration::from_secs(60);
@@ -102,7 +108,7 @@ pub struct Unavailable {
 pub enum Why {
     /// No configured endpoint serves this model.
     NoneServesModel,
-    /// Every endpoint is cooling for this model after 429 or 529.
+    /// Every endpoint rests for this model after 429 or 529.
     AllCooling,
     /// Broken, busy, parked, or tried already.
     AllOut,
@@ -126,6 +132,8 @@ pub enum Change {
     Breaker(breaker::Change),
     /// It, or a model on it, was put aside.
     Parked(Parked),
+    /// It, or a model on it, was put aside and works again.
+    Recovered(Recovered),
 }
 
 struct Member<T> {
@@ -140,6 +148,7 @@ struct Member<T> {
     recent: f64,
     recent_at: Instant,
     returns: Returns,
+    tokens: Tokens,
 }
 
 impl<T> Member<T> {
@@ -156,6 +165,7 @@ impl<T> Member<T> {
             recent: 0.0,
             recent_at: now,
             returns: Returns::default(),
+            tokens: Tokens::default(),
         }
     }
 
@@ -171,6 +181,8 @@ impl<T> Member<T> {
 
 struct Inner<T> {
     members: Vec<Member<T>>,
+    /// Their names, for decisions that are kept longer than they.
+    names: Arc<[Box<str>]>,
     credit: Vec<i64>,
     settings: Settings,
     rng: fastrand::Rng,
@@ -194,6 +206,7 @@ impl<T> Balancer<T> {
     ) -> Arc<Self> {
         let inner = Inner {
             members: Vec::new(),
+            names: Arc::default(),
             credit: Vec::new(),
             settings,
             rng,
@@ -231,6 +244,7 @@ impl<T> Balancer<T> {
             };
             inner.members.push(member);
         }
+        inner.names = inner.members.iter().map(|member| member.endpoint.name.as_str().into()).collect();
         inner.credit = vec![0; inner.members.len()];
         inner.settings = settings;
     }
@@ -238,55 +252,57 @@ impl<T> Balancer<T> {
     /// Chooses an endpoint and takes one of its slots. With something in `ask.tried` this is a retry: it goes to an
     /// endpoint whose last result was good if there is one, and any other is charged to the retry budget.
     pub fn pick(self: &Arc<Self>, ask: Ask<'_>, now: Instant) -> Result<Lease<T>, Unavailable> {
+        self.decide(ask, now).0
+    }
+
+    /// [`pick`](Self::pick), and what the choice was made from.
+    pub fn decide(self: &Arc<Self>, ask: Ask<'_>, now: Instant) -> (Result<Lease<T>, Unavailable>, Decision) {
         let mut inner = self.inner.lock();
         let session = ask.session.filter(|_| inner.settings.session_affinity);
         if let Some(session) = session {
             inner.came_back(session, now);
         }
-        let mut candidates = inner.eligible(ask, now);
-        if !ask.tried.is_empty() && candidates.iter().any(|c| inner.members[c.index].last_was_good) {
-            candidates.retain(|c| inner.members[c.index].last_was_good);
+        let mut decision = inner.consider(ask, now);
+        if !ask.tried.is_empty() {
+            inner.prefer_the_good(&mut decision);
         }
-        let bound = session.map(|session| inner.standing(session, ask, &candidates, now));
-        let index = match bound {
-            Some(Standing::Free(index) | Standing::Busy(Some(index)) | Standing::Out(Some(index))) => index,
-            _ => {
-                let Inner { settings, credit, rng, .. } = &mut *inner;
-                let chosen = strategy::choose(settings.strategy, &candidates, credit, rng);
-                chosen.ok_or_else(|| inner.unavailable(ask.model, now))?
-            }
-        };
-        let is_doubtful = !ask.tried.is_empty() && !inner.members[index].last_was_good;
-        if is_doubtful {
-            let in_flight: usize = inner.members.iter().map(|m| m.active).sum();
-            if inner.doubtful_retries >= retry::budget(in_flight) {
-                return Err(Unavailable { soonest: None, why: Why::RetryBudget });
-            }
-        }
-        if let (Some(session), Some(standing)) = (session, bound) {
-            inner.note(session, standing, index, now);
-        }
-        Ok(self.lease(&mut inner, index, ask, is_doubtful, now))
+        let picked = inner.choose(ask, session, &mut decision, now).map(|(index, is_doubtful)| {
+            decision.chosen = Some(index);
+            self.lease(&mut inner, index, ask, is_doubtful, now)
+        });
+        drop(inner);
+        decision.refused = picked.as_ref().err().map(|nobody| nobody.why);
+        decision.trim();
+        (picked, decision)
     }
 
     /// Takes the only endpoint a second time for one request; `None` when it is out by now. See `retry`.
-    pub fn pick_again(self: &Arc<Self>, id: EndpointId, model: &str, now: Instant) -> Option<Lease<T>> {
+    pub fn pick_again(
+        self: &Arc<Self>,
+        id: EndpointId,
+        model: &str,
+        now: Instant,
+    ) -> Option<(Lease<T>, Decision)> {
         let mut inner = self.inner.lock();
         let ask = Ask { model, tried: &[], session: None };
-        let candidates = inner.eligible(ask, now);
-        let index = candidates.iter().map(|c| c.index).find(|&index| inner.members[index].id == id)?;
-        let in_flight: usize = inner.members.iter().map(|m| m.active).sum();
-        let may = inner.doubtful_retries < retry::budget(in_flight);
-        may.then(|| self.lease(&mut inner, index, ask, true, now))
+        let mut decision = inner.consider(ask, now);
+        let mut candidates = decision.candidates().into_iter().map(|c| c.index);
+        let index = candidates.find(|&index| inner.members[index].id == id)?;
+        if inner.doubtful_retries >= inner.retry_budget() {
+            return None;
+        }
+        (decision.chosen, decision.is_repeat) = (Some(index), true);
+        let lease = self.lease(&mut inner, index, ask, true, now);
+        drop(inner);
+        decision.trim();
+        Some((lease, decision))
     }
 
     /// True when this endpoint could take another request for this model now.
     pub fn can_take(&self, id: EndpointId, model: &str, now: Instant) -> bool {
         let inner = self.inner.lock();
-        inner
-            .eligible(Ask { model, tried: &[], session: None }, now)
-            .iter()
-            .any(|c| inner.members[c.index].id == id)
+        let decision = inner.consider(Ask { model, tried: &[], session: None }, now);
+        decision.candidates().iter().any(|c| inner.members[c.index].id == id)
     }
 
     /// True when exactly one configured endpoint serves this model.
@@ -351,22 +367,10 @@ impl<T> Balancer<T> {
             balancer: Arc::clone(self),
             is_doubtful,
             id: member.id,
+            taken_at: now,
+            usage: Usage::default(),
         }
     }
-}
-
-/// How the endpoint that a conversation is bound to stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// It can take the request.
-    Free(usize),
-    /// It has too much to do, or has just failed this very request: the binding is kept. With the endpoint of the
-    /// last detour, if that can take it.
-    Busy(Option<usize>),
-    /// Broken, cooling, parked or gone: the conversation moves; to the endpoint of the last detour, if that can take it.
-    Out(Option<usize>),
-    /// There is none.
-    Unbound,
 }
 
 impl<T> Inner<T> {
@@ -375,89 +379,38 @@ impl<T> Inner<T> {
         self.members.iter_mut().find(|member| member.id == id)
     }
 
-    /// Who may be chosen. A half-open endpoint takes one trial at a time while somebody else can serve, and
-    /// everything when nobody can.
-    fn eligible(&self, ask: Ask<'_>, now: Instant) -> Vec<Candidate> {
-        let free = |(_, m): &(usize, &Member<T>)| {
-            m.endpoint.serves(ask.model)
-                && m.has_room()
-                && m.cooldowns.hold(ask.model, now).is_none()
-                && !ask.tried.contains(&m.id)
-        };
-        let candidate = |(index, m): (usize, &Member<T>)| Candidate {
-            index,
-            active: m.active,
-            awaited: if self.settings.session_affinity { m.returns.expected_thousandths(now) } else { 0 },
-            weight: (u64::from(m.endpoint.weight) * m.breaker.share(now)).max(1),
-            recent: m.recent(now),
-        };
-        let of = |wanted: &dyn Fn(&Breaker) -> bool| -> Vec<Candidate> {
-            let members = self.members.iter().enumerate().filter(free);
-            members.filter(|(_, m)| wanted(&m.breaker)).map(candidate).collect()
-        };
-        let ready = of(&|b| b.state(now) == State::Closed || b.trial_is_free(now));
-        if !ready.is_empty() {
-            return ready;
-        }
-        of(&|b| b.state(now) == State::HalfOpen)
-    }
-
-    /// How the endpoint that a conversation is bound to can take this request.
-    fn standing(&self, session: Session, ask: Ask<'_>, candidates: &[Candidate], now: Instant) -> Standing {
-        let Some(id) = self.affinity.bound(session, now) else { return Standing::Unbound };
-        let total = 1000 + candidates.iter().map(Candidate::load).sum::<u64>();
-        let weights = candidates.iter().map(|c| c.weight).sum();
-        let may_take = |id: EndpointId| {
-            let candidate = candidates.iter().find(|c| self.members[c.index].id == id)?;
-            affinity::may_stay(candidate.load(), total, candidate.weight, weights).then_some(candidate.index)
-        };
-        if let Some(index) = may_take(id) {
-            return Standing::Free(index);
-        }
-        let detour = self.affinity.detour(session).and_then(may_take);
-        let is_out = self.members.iter().find(|m| m.id == id).is_none_or(|m| {
-            !m.endpoint.serves(ask.model)
-                || m.cooldowns.hold(ask.model, now).is_some()
-                || (m.breaker.state(now) != State::Closed
-                    && !candidates.iter().any(|c| self.members[c.index].id == id))
-        });
-        if is_out { Standing::Out(detour) } else { Standing::Busy(detour) }
-    }
-
-    /// The conversation asks again: it is no longer awaited, but here.
-    fn came_back(&mut self, session: Session, now: Instant) {
-        if let Some((id, answered)) = self.affinity.asks(session)
-            && let Some(member) = self.member(id)
-        {
-            member.returns.came(answered, now);
-        }
-    }
-
-    /// The conversation was answered by this endpoint: its cache is warm there, and its next request is expected
-    /// where it is bound, which is elsewhere after a detour.
-    fn answered(&mut self, session: Session, by: EndpointId, now: Instant) {
-        self.came_back(session, now);
-        self.affinity.used(session, by, now);
-        if let Some(id) = self.affinity.answered(session, now)
-            && let Some(member) = self.member(id)
-        {
-            member.returns.await_one(now);
-        }
-    }
-
-    /// Counts where a conversation's request went, and binds it there unless it is only passing.
-    fn note(&mut self, session: Session, standing: Standing, index: usize, now: Instant) {
-        let (id, counts) = (self.members[index].id, &mut self.affinity.counts);
-        match standing {
-            Standing::Free(_) => counts.hits += 1,
-            Standing::Busy(_) => {
-                counts.detours += 1;
-                return self.affinity.note_detour(session, id);
+    /// Who takes the request, and whether that is a doubtful retry.
+    fn choose(
+        &mut self,
+        ask: Ask<'_>,
+        session: Option<Session>,
+        decision: &mut Decision,
+        now: Instant,
+    ) -> Result<(usize, bool), Unavailable> {
+        let candidates = decision.candidates();
+        decision.home = session.map_or(Home::None, |session| self.home(session, now));
+        let bound = session.map(|session| self.standing(session, decision, &candidates));
+        let index = match bound {
+            Some(Standing::Free(index) | Standing::Busy(Some(index)) | Standing::Out(Some(index))) => index,
+            _ => {
+                let Inner { settings, credit, rng, .. } = &mut *self;
+                let chosen = strategy::choose(settings.strategy, &candidates, credit, rng);
+                chosen.ok_or_else(|| self.unavailable(ask.model, now))?
             }
-            Standing::Out(_) => counts.moves += 1,
-            Standing::Unbound => counts.new += 1,
+        };
+        let is_doubtful = !ask.tried.is_empty() && !self.members[index].last_was_good;
+        if is_doubtful && self.doubtful_retries >= self.retry_budget() {
+            return Err(Unavailable { soonest: None, why: Why::RetryBudget });
         }
-        self.affinity.bind(session, id, now);
+        if let (Some(session), Some(standing)) = (session, bound) {
+            decision.course = self.note(session, standing, decision, index, now);
+        }
+        Ok((index, is_doubtful))
+    }
+
+    /// How many doubtful retries may run now.
+    fn retry_budget(&self) -> usize {
+        retry::budget(self.members.iter().map(|member| member.active).sum())
     }
 
     fn soonest(&self, model: &str, now: Instant) -> Option<Duration> {
@@ -470,9 +423,8 @@ impl<T> Inner<T> {
         if serving.peek().is_none() {
             return Unavailable { soonest: None, why: Why::NoneServesModel };
         }
-        let is_cooling = |m: &Member<T>| {
-            m.cooldowns.hold(model, now).is_some_and(|hold| hold.reason == cooldown::Reason::Limited)
-        };
+        let is_cooling =
+            |m: &Member<T>| m.cooldowns.hold(model, now).is_some_and(|hold| hold.reason.is_rest());
         let why = if serving.all(is_cooling) { Why::AllCooling } else { Why::AllOut };
         Unavailable { soonest: self.soonest(model, now), why }
     }

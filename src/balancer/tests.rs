@@ -1,5 +1,6 @@
 //! The balancer's laws: stories, then random operations against a naive model.
 
+use super::decision::Out;
 use super::*;
 use crate::outcome::{Meaning, Outcome};
 
@@ -17,7 +18,7 @@ fn endpoint(name: &str) -> Endpoint<()> {
 }
 
 fn settings(strategy: Strategy) -> Settings {
-    let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60) };
+    let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60), rate: None };
     Settings { strategy, session_affinity: true, breaker }
 }
 
@@ -353,6 +354,89 @@ fn a_busy_home_is_left_for_once_and_an_outage_for_good() {
     assert_eq!(balancer.pick(ask_for(1), later).unwrap().id(), moved, "and the conversation has moved");
     let counts = balancer.affinity(later).1;
     assert_eq!((counts.new, counts.detours, counts.moves), (1, 1, 1), "{counts:?}");
+    assert_eq!(counts.moved_because.each().collect::<Vec<_>>(), [("rate_limited", 1)]);
+}
+
+/// Each way in which an endpoint can be out moves the conversation, and is counted under its own word.
+#[test]
+fn moves_are_counted_by_their_reason() {
+    let with = |status, meaning| Outcome::Refused { status, retry_after: None, meaning };
+    let waits =
+        Outcome::Refused { status: 503, retry_after: Some(Duration::from_secs(9)), meaning: Meaning::Other };
+    for (outcome, times, word) in [
+        (refused(429), 1, "rate_limited"),
+        (refused(529), 1, "overloaded"),
+        (with(404, Meaning::ModelMissing), 1, "model_unavailable"),
+        (with(403, Meaning::RateLimitZero), 1, "model_unavailable"),
+        (refused(403), 1, "credential_rejected"),
+        (with(403, Meaning::IpBlocked), 1, "address_blocked"),
+        (Outcome::NoCredential, 1, "no_token"),
+        (waits, 1, "asked_to_wait"),
+        (Outcome::NoAnswer, 2, "circuit_open"),
+    ] {
+        let now = crate::env::now();
+        let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
+        let home = balancer.pick(ask_for(1), now).unwrap().id();
+        for _ in 0..times {
+            balancer.pick(ask_for(1), now).unwrap().finish(&outcome, now);
+        }
+        let (lease, decision) = balancer.decide(ask_for(1), now);
+        assert_ne!(lease.unwrap().id(), home, "{word}");
+        assert_eq!(decision.home_out().map(Out::word), Some(word));
+        let counts = balancer.affinity(now).1;
+        assert_eq!(counts.moved_because.each().collect::<Vec<_>>(), [(word, 1)]);
+    }
+    let now = crate::env::now();
+    let (a, b) = (endpoint("a"), endpoint("b"));
+    let balancer = balancer(vec![a.clone(), b.clone()], now);
+    let on_a = number(&balancer.pick(ask_for(1), now).unwrap()) == 0;
+    balancer.replace(settings(Strategy::LeastRequests), vec![if on_a { b } else { a }], now);
+    balancer.pick(ask_for(1), now).unwrap();
+    assert_eq!(balancer.affinity(now).1.moved_because.each().collect::<Vec<_>>(), [("removed", 1)]);
+}
+
+/// Half a minute after a token was refused it is refused still; the pause doubles, and the first success ends it.
+#[test]
+fn parking_doubles_until_the_token_works() {
+    let start = crate::env::now();
+    let balancer = balancer(vec![endpoint("a")], start);
+    let mut now = start;
+    for seconds in [60, 120, 240, 480, 960, 1800, 1800] {
+        let notices = balancer.pick(ask("m"), now).unwrap().finish(&refused(403), now);
+        let span = Duration::from_secs(seconds);
+        assert!(
+            matches!(&notices[..], [Notice { change: Change::Parked(parked), .. }] if parked.span == span),
+            "{notices:?}"
+        );
+        assert!(balancer.pick(ask("m"), now + span - Duration::from_millis(1)).is_err());
+        now += span;
+    }
+    let notices = balancer.pick(ask("m"), now).unwrap().finish(&Outcome::Completed, now);
+    assert!(matches!(&notices[..], [Notice { change: Change::Recovered(_), .. }]), "{notices:?}");
+    let again = balancer.pick(ask("m"), now).unwrap().finish(&refused(403), now);
+    assert!(
+        matches!(&again[..], [Notice { change: Change::Parked(parked), .. }] if parked.span.as_secs() == 60)
+    );
+}
+
+#[test]
+fn what_answers_report_is_added_up_by_endpoint() {
+    let now = crate::env::now();
+    let balancer = balancer(vec![endpoint("a")], now);
+    assert_eq!(balancer.snapshot(now)[0].tokens.cached_share(), None);
+    for (outcome, read) in [(Outcome::Completed, 60), (Outcome::ClientGone, 20)] {
+        let mut lease = balancer.pick(ask("m"), now).unwrap();
+        lease.reported(Usage {
+            input_tokens: Some(5),
+            output_tokens: Some(7),
+            cache_creation_input_tokens: Some(5),
+            cache_read_input_tokens: Some(read),
+        });
+        lease.finish(&outcome, now);
+    }
+    let tokens = balancer.snapshot(now)[0].tokens;
+    assert_eq!(tokens, Tokens { input: 10, output: 14, cache_write: 10, cache_read: 80 });
+    assert_eq!(tokens.cached_share(), Some(0.8));
 }
 
 /// A pause between two turns looked like room: newcomers were put there and crowded the conversation out.

@@ -32,6 +32,7 @@ mod show;
 mod tests;
 mod tree;
 
+pub use crate::balancer::breaker::RateRule;
 pub use crate::balancer::strategy::Strategy;
 pub use problems::{PROBLEMS_MAX, Problem, Problems};
 
@@ -92,6 +93,8 @@ pub struct LoadBalancer {
     pub circuit_breaker_threshold: u32,
     /// How long the breaker stays open at first.
     pub circuit_breaker_timeout: Duration,
+    /// The share of failures that opens the breaker, too; `None` leaves it to failures in a row.
+    pub circuit_breaker_rate: Option<RateRule>,
     /// Endpoints tried for one request, the first included; at least 1.
     pub max_attempts: u32,
 }

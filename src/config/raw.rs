@@ -42,7 +42,8 @@ shapes! {
     }
     LoadBalancer at "load_balancer" {
         strategy: Text, session_affinity: bool, circuit_breaker_threshold: Number,
-        circuit_breaker_timeout: Number, max_attempts: Number,
+        circuit_breaker_timeout: Number, circuit_breaker_failure_rate_threshold: Number,
+        circuit_breaker_minimum_calls: Number, circuit_breaker_window: Number, max_attempts: Number,
     }
     Timeouts at "timeouts" {
         connect: Number, first_byte: Number, idle: Number, heartbeat: Number, head: Number, body: Number,

@@ -9,8 +9,8 @@ use super::problems::Problems;
 use super::raw::{self, At, Field, FromNode, Number, Place, Reader, Text};
 use super::tree::{self, Value};
 use super::{
-    Compat, CompatMode, Config, Limits, LoadBalancer, LogFormat, Logging, Models, Server, Strategy, Timeouts,
-    Tls, Usage, auth, endpoint,
+    Compat, CompatMode, Config, Limits, LoadBalancer, LogFormat, Logging, Models, RateRule, Server, Strategy,
+    Timeouts, Tls, Usage, auth, endpoint,
 };
 use crate::anthropic::compat::Path;
 
@@ -93,11 +93,18 @@ fn load_balancer(raw: raw::LoadBalancer, reader: &mut Reader<'_>) -> LoadBalance
     ];
     let strategy = choice(raw.strategy, STRATEGIES, reader).unwrap_or(Strategy::LeastRequests);
     let affinity = raw.session_affinity.given().map(|at| at.value);
+    let rule = RateRule {
+        failure_rate_threshold: whole(raw.circuit_breaker_failure_rate_threshold, 0, 0, 100, reader),
+        minimum_calls: whole(raw.circuit_breaker_minimum_calls, 20, 1, 1_000_000, reader),
+        window: seconds(raw.circuit_breaker_window, 60, reader),
+    };
+    let rate = (rule.failure_rate_threshold > 0).then_some(rule);
     LoadBalancer {
         strategy,
         session_affinity: affinity.unwrap_or(strategy == Strategy::LeastRequests),
         circuit_breaker_threshold: whole(raw.circuit_breaker_threshold, 5, 1, 1_000_000, reader),
         circuit_breaker_timeout: seconds(raw.circuit_breaker_timeout, 60, reader),
+        circuit_breaker_rate: rate,
         max_attempts: whole(raw.max_attempts, 3, 1, 100, reader),
     }
 }

@@ -78,6 +78,14 @@ fn balancing(config: &Config, page: &mut Page) {
     page.entry(2, "session_affinity", balancer.session_affinity);
     page.entry(2, "circuit_breaker_threshold", balancer.circuit_breaker_threshold);
     page.seconds(2, "circuit_breaker_timeout", balancer.circuit_breaker_timeout);
+    match balancer.circuit_breaker_rate {
+        Some(rate) => {
+            page.entry(2, "circuit_breaker_failure_rate_threshold", rate.failure_rate_threshold);
+            page.entry(2, "circuit_breaker_minimum_calls", rate.minimum_calls);
+            page.seconds(2, "circuit_breaker_window", rate.window);
+        }
+        None => page.entry(2, "circuit_breaker_failure_rate_threshold", 0),
+    }
     page.entry(2, "max_attempts", balancer.max_attempts);
 
     let timeouts = &config.timeouts;

@@ -76,6 +76,7 @@ fn the_least_file_gets_every_default() {
             session_affinity: true,
             circuit_breaker_threshold: 5,
             circuit_breaker_timeout: 60 * second,
+            circuit_breaker_rate: None,
             max_attempts: 3,
         },
         timeouts: Timeouts {
@@ -162,6 +163,9 @@ load_balancer:
   session_affinity: true
   circuit_breaker_threshold: 2
   circuit_breaker_timeout: 1.5
+  circuit_breaker_failure_rate_threshold: 40
+  circuit_breaker_minimum_calls: 8
+  circuit_breaker_window: 2.5
   max_attempts: 7
 timeouts: { connect: 1, first_byte: 2, idle: 3, heartbeat: 4, head: 5, body: 6, keep_alive: 7.25 }
 limits: { max_body_bytes: 4194304 }

@@ -89,6 +89,14 @@ impl Attempt<'_> {
             Ok(incoming) => incoming,
             Err(error) => return self.not_sent(error, workspace),
         };
+        let head_at = env::now();
+        let mut end = self.answered(incoming, workspace);
+        end.report.head_at = Some(head_at);
+        end
+    }
+
+    /// The workspace has answered: what with, its status tells.
+    fn answered(&self, incoming: Incoming, workspace: &Workspace) -> End {
         let marks = Marks { request_id: self.id, endpoint: &workspace.name, attempts: self.made };
         let content_type = incoming.header("content-type").unwrap_or_default().to_ascii_lowercase();
         if incoming.status < 200 {

@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 
 use crate::access::Record;
 use crate::anthropic::model::Families;
+use crate::anthropic::sse::Usage;
 use crate::balancer::{Balancer, EndpointId, Lease};
 use crate::env;
+use crate::explain::Explanations;
 use crate::front::{Ending, Exchange};
 use crate::outcome::Outcome;
 use crate::relay::{Downstream, Limits};
@@ -49,12 +51,14 @@ pub struct Messages {
     pub limits: Limits,
     /// What is left out of requests.
     pub compat: Compat,
+    /// Why the last requests went where they went.
+    pub explanations: Arc<Explanations>,
 }
 
 impl Messages {
     /// Serves one request and writes its access line.
     pub fn serve(&self, exchange: &Exchange) -> Ending {
-        let mut record = Record::new(exchange, env::request_id());
+        let mut record = Record::new(exchange, env::request_id(), env::now());
         let is_chunked = !exchange.head.is_http_1_0();
         let downstream = Rc::new(Downstream::new(exchange.client.clone(), is_chunked, env::now()));
         let ending = match prepare::prepare(self, exchange) {
@@ -69,7 +73,8 @@ impl Messages {
                 surface.refusal(&refusal, &mut record)
             }
         };
-        record.finish(downstream.body_bytes(), downstream.first_at(), env::now());
+        let explained = record.finish(downstream.body_bytes(), downstream.first_at(), env::now());
+        self.explanations.keep(explained);
         ending
     }
 
@@ -83,14 +88,17 @@ impl Messages {
     ) -> Ending {
         let surface = Surface { exchange, downstream };
         let mut tried = Vec::new();
-        let mut lease = match self.balancer.pick(prepared.ask(&tried), env::now()) {
+        let (picked, decision) = self.balancer.decide(prepared.ask(&tried), env::now());
+        record.decided(decision);
+        let mut lease = match picked {
             Ok(lease) => lease,
             Err(nobody) => return surface.unavailable(nobody, prepared, record),
         };
         loop {
             tried.push(lease.id());
             let turn = Turn { messages: self, exchange, prepared, downstream, lease: &lease };
-            let Turned { attempted, outcome, why, is_final } = turn.run(record);
+            let Turned { attempted, outcome, why, usage, is_final } = turn.run(record);
+            lease.reported(usage);
             self.settle(lease, &outcome, &why);
             let failure = match attempted {
                 Attempted::Answered(ending) => return ending,
@@ -100,7 +108,7 @@ impl Messages {
                 true => Next::Surface,
                 false => retry::next(&outcome, tried.len() as u32, self.max_attempts),
             };
-            lease = match self.next_lease(next, &tried, prepared, downstream) {
+            lease = match self.next_lease(next, &tried, prepared, downstream, record) {
                 Some(lease) => lease,
                 None => {
                     let soonest = self.balancer.soonest(&prepared.model, env::now());
@@ -124,12 +132,15 @@ impl Messages {
         tried: &[EndpointId],
         prepared: &Prepared<'_>,
         downstream: &Downstream,
+        record: &mut Record,
     ) -> Option<Lease<Workspace>> {
         if next == Next::Surface {
             return None;
         }
         let model = &prepared.model;
-        if let Ok(lease) = self.balancer.pick(prepared.ask(tried), env::now()) {
+        let (picked, decision) = self.balancer.decide(prepared.ask(tried), env::now());
+        record.decided(decision);
+        if let Ok(lease) = picked {
             return Some(lease);
         }
         let only = tried[0];
@@ -139,7 +150,9 @@ impl Messages {
         if !may_repeat || !pause(retry::same_endpoint_pause(&mut env::rng()), downstream) {
             return None;
         }
-        self.balancer.pick_again(only, model, env::now())
+        let (lease, decision) = self.balancer.pick_again(only, model, env::now())?;
+        record.decided(decision);
+        Some(lease)
     }
 }
 
@@ -166,5 +179,7 @@ struct Report {
     /// The workspace's own name for the request, if the client was shown it.
     request_id: Option<String>,
     /// Tokens, as far as the workspace told.
-    usage: crate::anthropic::sse::Usage,
+    usage: Usage,
+    /// When the workspace's status was known.
+    head_at: Option<Instant>,
 }

@@ -82,7 +82,7 @@ impl Surface<'_> {
                 self.answer(404, "not_found_error", &message, None, record)
             }
             Why::AllCooling => {
-                let message = format!("every endpoint is over its rate limit for {model}");
+                let message = format!("every endpoint is over its rate limit or overloaded for {model}");
                 self.answer(429, "rate_limit_error", &message, Some(wait), record)
             }
             Why::AllOut | Why::RetryBudget => {
@@ -123,6 +123,9 @@ impl Surface<'_> {
             Failure::Local { message, .. } => (error_type(status).into(), message.clone()),
         };
         record.status = Some(200);
+        if let Failure::Local { message, .. } = failure {
+            record.said = message;
+        }
         let event = error_event(&kind, &message);
         let sent = self.downstream.send_part(b"", event.as_bytes(), env::now());
         let ended = sent.and_then(|()| self.downstream.end_stream());
@@ -139,6 +142,7 @@ impl Surface<'_> {
         record: &mut Record,
     ) -> Ending {
         let headers = [("content-type".to_string(), b"application/json".to_vec())];
+        record.said = message.to_string();
         let body = error_body(kind, message, &record.id);
         self.whole(status, &headers, body.as_bytes(), wait, None, record)
     }

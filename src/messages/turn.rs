@@ -14,8 +14,9 @@ use super::learned::{Memory, Reason};
 use super::prepare::Prepared;
 use super::surface::Failure;
 use super::{Messages, Report};
-use crate::access::Record;
+use crate::access::{Record, Reported};
 use crate::anthropic::compat::{PATHS_MAX, Path, rejected_path, remove, without_betas};
+use crate::anthropic::sse::Usage;
 use crate::balancer::Lease;
 use crate::env;
 use crate::front::Exchange;
@@ -53,6 +54,8 @@ pub(super) struct Turned {
     pub(super) outcome: Outcome,
     /// For the log: what failed.
     pub(super) why: String,
+    /// Tokens, as far as the workspace told.
+    pub(super) usage: Usage,
     /// The client must see the failure, whatever the outcome of the last attempt would allow.
     pub(super) is_final: bool,
 }
@@ -64,7 +67,7 @@ impl Turn<'_> {
         let mut first: Option<(Failure, Report)> = None;
         loop {
             let fitted = Fitted::new(self.prepared, &paths);
-            record.begin_attempt(&self.lease.payload().name);
+            record.begin_attempt(env::now());
             if first.is_none() {
                 self.count_changes(&paths, &reasons, fitted.removed);
             }
@@ -83,7 +86,9 @@ impl Turn<'_> {
                 made: record.attempts(),
             };
             let End { attempted, outcome, report } = attempt.run(self.lease.payload());
-            record.end_attempt(&outcome, report.status, report.usage);
+            let Report { status, usage, head_at, why, .. } = &report;
+            let reported = Reported { status: *status, usage: *usage, head_at: *head_at, why };
+            record.end_attempt(&outcome, reported, env::now());
             let lesson = self.lesson(&attempted, &outcome, &fitted.body, &paths);
             if let Some(path) = newest.filter(|path| is_content(path, &attempted, &outcome, lesson.is_some()))
             {
@@ -185,15 +190,15 @@ fn end(
     first: Option<(Failure, Report)>,
     record: &mut Record,
 ) -> Turned {
-    let why = report.why;
+    let Report { why, usage, request_id, .. } = report;
     match (attempted, first) {
         (Attempted::Failed(_), Some((failure, shown))) => {
             record.shown_id = shown.request_id.unwrap_or_default();
-            Turned { attempted: Attempted::Failed(failure), outcome, why, is_final: true }
+            Turned { attempted: Attempted::Failed(failure), outcome, why, usage, is_final: true }
         }
         (attempted, _) => {
-            record.shown_id = report.request_id.unwrap_or_default();
-            Turned { attempted, outcome, why, is_final: false }
+            record.shown_id = request_id.unwrap_or_default();
+            Turned { attempted, outcome, why, usage, is_final: false }
         }
     }
 }

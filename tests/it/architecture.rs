@@ -13,7 +13,15 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("words", &["secret", "http", "anthropic"]),
     (
         "decisions",
-        &["auth", "outcome", "retry", "balancer/strategy", "balancer/breaker", "balancer/cooldown"],
+        &[
+            "auth",
+            "outcome",
+            "retry",
+            "balancer/strategy",
+            "balancer/breaker",
+            "balancer/cooldown",
+            "balancer/window",
+        ],
     ),
     ("what the operator wrote", &["config", "cli"]),
     ("the machine", &["env", "logging", "panics"]),
@@ -21,12 +29,12 @@ const LAYERS: [(&str, &[&str]); 9] = [
     // Sees only readers and a sink, so it lies below the edges that implement them.
     ("copying", &["relay"]),
     ("edges", &["upstream", "front"]),
-    ("the path", &["access", "messages", "routes", "admin"]),
+    ("the path", &["explain", "access", "messages", "routes", "admin"]),
     ("assembly", &["app", "server", "demo", "health", "program", "main", "lib"]),
 ];
 
 /// Rooms that decide and do nothing: no clock, lock, log, socket, thread or HTTP library.
-const PURE: [&str; 8] = [
+const PURE: [&str; 9] = [
     "anthropic",
     "auth",
     "http",
@@ -35,6 +43,7 @@ const PURE: [&str; 8] = [
     "balancer/strategy",
     "balancer/breaker",
     "balancer/cooldown",
+    "balancer/window",
 ];
 
 const BANNED_IN_PURE: [&str; 11] = [

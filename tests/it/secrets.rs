@@ -52,6 +52,8 @@ fn nothing_secret_is_logged_or_shown() {
             let shown = answer.text().replace("a-word-of-the-answer", "");
             expect_clean("an answer", &shown);
             expect_clean("a head", &format!("{:?}", answer.head));
+            let id = answer.header("request-id").expect("every answer has an id");
+            expect_clean("an explanation", &proxy.explain(id).to_string());
         }
         let wrong = question(false)
             .without("x-api-key")

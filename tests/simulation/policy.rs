@@ -53,7 +53,7 @@ pub enum Policy {
 impl Policy {
     pub fn new(kind: Kind, seed: u64, now: Instant) -> Self {
         let balancer = |strategy, session_affinity, numbers: std::ops::Range<usize>| {
-            let breaker = breaker::Settings { threshold: 5, timeout: Duration::from_secs(60) };
+            let breaker = breaker::Settings { threshold: 5, timeout: Duration::from_secs(60), rate: None };
             let settings = Settings { strategy, session_affinity, breaker };
             let rng = fastrand::Rng::with_seed(seed);
             Balancer::new(settings, numbers.map(endpoint).collect(), rng, now)

@@ -372,6 +372,14 @@ impl Proxy {
         answer.json()
     }
 
+    /// What `/explain` tells about a request, once it has ended for the proxy, too.
+    pub fn explain(&self, id: &str) -> Value {
+        let ask = || self.ask(&Request::get(&format!("/explain/{id}")).with("Connection", "close"));
+        let answer = eventually("an explanation", || Some(ask()).filter(|answer| answer.status() != 404));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        answer.json()
+    }
+
     /// What `/stats` says about one endpoint.
     pub fn endpoint(&self, name: &str) -> Value {
         let stats = self.stats();
