@@ -160,7 +160,7 @@ impl Bench<'_> {
     }
 
     fn first_byte(&self, proxy: &Proxy) -> io::Result<Vec<Sample>> {
-        self.workspaces.set(Act::Stream { interval: SHORT, events: 2, at_once: false });
+        self.workspaces.set(Act::Stream { interval: SHORT, events: 2, at_once: false, in_step: false });
         let running = self.start(proxy, false)?;
         let mut load = self.load(running.as_ref(), proxy.kind, PLAN)?;
         load.run(self.warm_up)?;
@@ -173,7 +173,12 @@ impl Bench<'_> {
     }
 
     fn streams(&self, proxy: &Proxy, clients: usize) -> io::Result<Vec<Sample>> {
-        self.workspaces.set(Act::Stream { interval: EVENT_INTERVAL, events: u64::MAX, at_once: false });
+        self.workspaces.set(Act::Stream {
+            interval: EVENT_INTERVAL,
+            events: u64::MAX,
+            at_once: false,
+            in_step: false,
+        });
         let running = self.start(proxy, false)?;
         let mut load = self.load(running.as_ref(), proxy.kind, Plan { clients, ..PLAN })?;
         let heard = load.run_until(BEGINNING, |load| load.heard() == clients)?;
@@ -198,7 +203,12 @@ impl Bench<'_> {
     }
 
     fn held(&self, proxy: &Proxy, clients: usize) -> io::Result<Vec<Sample>> {
-        self.workspaces.set(Act::Stream { interval: SILENCE, events: u64::MAX, at_once: true });
+        self.workspaces.set(Act::Stream {
+            interval: SILENCE,
+            events: u64::MAX,
+            at_once: true,
+            in_step: false,
+        });
         let Some(running) = self.start(proxy, false)? else { return Ok(Vec::new()) };
         std::thread::sleep(self.warm_up);
         let idle = pss_kib(&running.family);
@@ -242,7 +252,8 @@ impl Bench<'_> {
     }
 }
 
-const PLAN: Plan<'static> = Plan {
+/// One client, 2 KB, a stream, without end.
+pub const PLAN: Plan<'static> = Plan {
     port: 0,
     path: "",
     credential: "",
@@ -250,6 +261,7 @@ const PLAN: Plan<'static> = Plan {
     body_bytes: 2_000,
     is_stream: true,
     has_session: true,
+    requests: u64::MAX,
 };
 
 fn percentiles(samples: &mut Vec<Sample>, names: (&'static str, &'static str), times: &mut [u64]) {
