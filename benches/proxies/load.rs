@@ -39,6 +39,8 @@ pub struct Plan<'a> {
     pub is_stream: bool,
     /// False: conversations without a name, so that no proxy keeps them on one workspace.
     pub has_session: bool,
+    /// In all; then the clients are silent.
+    pub requests: u64,
 }
 
 /// What came back; times in nanoseconds.
@@ -58,6 +60,7 @@ pub struct Load {
     target: SocketAddr,
     clients: Vec<Client>,
     is_stream: bool,
+    requests_left: u64,
     scratch: Vec<u8>,
     pub tally: Tally,
 }
@@ -84,6 +87,7 @@ impl Load {
             target,
             clients: Vec::new(),
             is_stream: plan.is_stream,
+            requests_left: plan.requests,
             scratch: vec![0; SCRATCH_BYTES],
             tally: Tally::default(),
         };
@@ -170,6 +174,8 @@ impl Load {
     }
 
     fn ask(&mut self, key: usize) -> io::Result<()> {
+        let Some(left) = self.requests_left.checked_sub(1) else { return Ok(()) };
+        self.requests_left = left;
         let client = &mut self.clients[key];
         client.sent = 0;
         client.has_first_byte = false;

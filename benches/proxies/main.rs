@@ -2,12 +2,17 @@
 //!
 //! Fake workspaces (`workspaces`) and clients (`load`) run in this process, one thread each; a proxy (`proxy`) runs
 //! between them, and the kernel says what it cost (`meter`). `scenario` says what is measured, `report` shows it.
+//! `costs` counts instead of timing: instructions, allocations and system calls, which are kept from rising.
 //! Rounds are interleaved, so that a noisy minute hits all proxies. Linux only: epoll and /proc. It is no test:
 //! nothing here fails because something was slow.
 
 // A benchmark is about time; the rule that decisions take `now` as an argument is for the proxy.
 #![allow(clippy::disallowed_methods)]
 
+#[cfg(target_os = "linux")]
+mod callgrind;
+#[cfg(target_os = "linux")]
+mod costs;
 #[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
@@ -21,6 +26,8 @@ mod run;
 #[cfg(target_os = "linux")]
 mod scenario;
 #[cfg(target_os = "linux")]
+mod strace;
+#[cfg(target_os = "linux")]
 mod wire;
 #[cfg(target_os = "linux")]
 mod workspaces;
@@ -28,7 +35,8 @@ mod workspaces;
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
     match run::run() {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(true) => std::process::ExitCode::SUCCESS,
+        Ok(false) => std::process::ExitCode::FAILURE,
         Err(why) => {
             eprintln!("proxies: {why}");
             std::process::ExitCode::FAILURE

@@ -17,6 +17,8 @@ const CERTIFICATE_AUTHORITY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/
 /// How long a process may take to end before it is killed.
 const END: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
+/// How long the start of a wrapped proxy may take.
+const WRAPPED: Duration = Duration::from_secs(60);
 
 /// The process under test, for whoever has to end it before its time.
 static UNDER_TEST: Mutex<Option<u32>> = Mutex::new(None);
@@ -36,6 +38,8 @@ pub enum Kind {
 pub struct Proxy {
     pub kind: Kind,
     program: PathBuf,
+    /// What is started in its place, with it as an argument.
+    wrapper: Vec<String>,
     pub version: String,
 }
 
@@ -95,7 +99,12 @@ impl Proxy {
         let digits = |word: &&str| word.contains('.') && word.contains(|c: char| c.is_ascii_digit());
         let version = text.split_whitespace().find(digits).unwrap_or("unknown");
         let version = version.trim_start_matches("nginx/").to_owned();
-        Ok(Self { kind, program: program.into(), version })
+        Ok(Self { kind, program: program.into(), wrapper: Vec::new(), version })
+    }
+
+    /// The same proxy, started through another program.
+    pub fn under(self, wrapper: Vec<String>) -> Self {
+        Self { wrapper, ..self }
     }
 
     pub fn bytes(&self) -> u64 {
@@ -131,7 +140,14 @@ impl Proxy {
         }
         let configuration = folder.join(name);
         fs::write(&configuration, text)?;
-        let mut command = Command::new(&self.program);
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(&self.program),
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(&self.program);
+                command
+            }
+        };
         match self.kind {
             Kind::Direct | Kind::ClaudeLb | Kind::Litellm => command.arg("--config").arg(&configuration),
             Kind::Haproxy => command.arg("-f").arg(&configuration),
@@ -150,7 +166,8 @@ impl Proxy {
             child
         };
         let mut running = Running { child, port, family: Vec::new(), first_answer_ns: 0 };
-        running.first_answer_ns = running.await_answer(begin, self.kind.patience()).map_err(|why| {
+        let patience = if self.wrapper.is_empty() { self.kind.patience() } else { WRAPPED };
+        running.first_answer_ns = running.await_answer(begin, patience).map_err(|why| {
             let log = fs::read_to_string(folder.join(format!("{name}.log"))).unwrap_or_default();
             io::Error::other(format!("{} did not answer: {why}; {}", self.kind.name(), log.trim()))
         })?;
@@ -178,20 +195,38 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let id = self.child.id();
-        let family = meter::family(id);
-        if let Some(pid) = Pid::from_raw(id as i32) {
+impl Running {
+    /// Ends it with a signal; an error if it does not end well in time.
+    pub fn end(mut self, patience: Duration) -> io::Result<()> {
+        self.terminate(patience);
+        match self.child.try_wait()? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(io::Error::other(format!("the proxy ended with {status}"))),
+            None => Err(broken("the proxy did not end")),
+        }
+    }
+
+    fn terminate(&mut self, patience: Duration) {
+        if let Ok(Some(_)) = self.child.try_wait() {
+            return;
+        }
+        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
             let _ = kill_process(pid, Signal::TERM);
         }
         let begin = clock();
-        while clock() - begin < END.as_nanos() as u64 {
+        while clock() - begin < patience.as_nanos() as u64 {
             match self.child.try_wait() {
                 Ok(None) => std::thread::sleep(POLL),
                 _ => break,
             }
         }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let family = meter::family(self.child.id());
+        self.terminate(END);
         let mut under_test = UNDER_TEST.lock();
         if let Ok(None) = self.child.try_wait() {
             kill(&family);

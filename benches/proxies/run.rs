@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
+use crate::costs::{self, Job};
 use crate::proxy::{self, Kind, Proxy};
 use crate::report::Report;
 use crate::scenario::{Bench, SCENARIOS, Scenario};
@@ -23,7 +24,10 @@ cargo bench --bench proxies -- [options]
   --claude-lb FILE   another binary than the one just built
   --litellm FOLDER   a virtual environment with litellm[proxy] in it
   --json FILE        where the figures go (default target/proxies.json)
-  --list             name the scenarios";
+  --list             name the scenarios
+  --costs            instead: count instructions, allocations and system calls, compare with benches/costs.json
+  --renew-costs      instead: count them and write that file
+  --profile SHAPE    instead: show by function what small, body-200k, stream or event costs";
 
 struct Options {
     rounds: usize,
@@ -33,22 +37,29 @@ struct Options {
     litellm: Option<PathBuf>,
     json: PathBuf,
     command: Option<&'static str>,
+    costs: Option<Job>,
 }
 
-pub fn run() -> Result<(), Box<dyn Error>> {
+/// False when a figure is not what it should be; the report says which.
+pub fn run() -> Result<bool, Box<dyn Error>> {
     let options = options()?;
     match options.command {
         Some("list") => {
             for scenario in SCENARIOS {
                 println!("{:<12} {}", scenario.name, scenario.what);
             }
-            return Ok(());
+            return Ok(true);
         }
         Some(_) => {
             println!("{USAGE}");
-            return Ok(());
+            return Ok(true);
         }
         None => {}
+    }
+    if let Some(job) = &options.costs {
+        let folder = Folder::new()?;
+        end_on_signals(folder.0.clone())?;
+        return costs::run(job, &options.claude_lb, &folder.0);
     }
     let chosen = chosen(&options.only)?;
     let proxies = proxies(&options);
@@ -89,7 +100,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     println!("{}", report.table(&kinds));
     report.save(&options.json, &facts)?;
     println!("figures of every round: {}", options.json.display());
-    Ok(())
+    Ok(true)
 }
 
 fn options() -> Result<Options, lexopt::Error> {
@@ -103,6 +114,7 @@ fn options() -> Result<Options, lexopt::Error> {
         litellm: None,
         json: target.join("proxies.json"),
         command: None,
+        costs: None,
     };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
@@ -115,6 +127,9 @@ fn options() -> Result<Options, lexopt::Error> {
             Long("litellm") => options.litellm = Some(parser.value()?.into()),
             Long("json") => options.json = parser.value()?.into(),
             Long("list") => options.command = Some("list"),
+            Long("costs") => options.costs = Some(Job::Compare),
+            Long("renew-costs") => options.costs = Some(Job::Renew),
+            Long("profile") => options.costs = Some(Job::Profile(parser.value()?.string()?)),
             Long("help") => options.command = Some("help"),
             // Cargo itself adds it.
             Long("bench") => {}

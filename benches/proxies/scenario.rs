@@ -26,7 +26,7 @@ enum Shape {
     Requests { clients: usize, body_bytes: usize, is_tls: bool },
     FirstByte,
     Streams { clients: usize },
-    Held { clients: usize },
+    Held { clients: usize, body_bytes: usize },
     Failover,
     Start,
 }
@@ -60,7 +60,12 @@ pub const SCENARIOS: &[Scenario] = &[
     gateway(scenario("streams-20", "20 streams, 20 events a second each", Shape::Streams { clients: 20 })),
     scenario("streams-100", "100 streams, 20 events a second each", Shape::Streams { clients: 100 }),
     scenario("streams-200", "200 streams, 20 events a second each", Shape::Streams { clients: 200 }),
-    scenario("held-1000", "1,000 silent streams", Shape::Held { clients: 1_000 }),
+    scenario("held-1000", "1,000 silent streams", Shape::Held { clients: 1_000, body_bytes: 2_000 }),
+    scenario(
+        "held-200k",
+        "500 silent streams, each with a body of 200 KB",
+        Shape::Held { clients: 500, body_bytes: 200_000 },
+    ),
     scenario("failover", "2 KB requests, 4 connections, one workspace dead", Shape::Failover),
 ];
 
@@ -94,7 +99,7 @@ impl Bench<'_> {
             Shape::FirstByte => self.first_byte(proxy)?,
             Shape::Streams { clients } => self.streams(proxy, clients)?,
             Shape::Held { .. } | Shape::Start | Shape::Failover if proxy.kind == Kind::Direct => Vec::new(),
-            Shape::Held { clients } => self.held(proxy, clients)?,
+            Shape::Held { clients, body_bytes } => self.held(proxy, clients, body_bytes)?,
             Shape::Failover => self.failover(proxy)?,
             Shape::Start => self.start_up(proxy)?,
         };
@@ -160,7 +165,7 @@ impl Bench<'_> {
     }
 
     fn first_byte(&self, proxy: &Proxy) -> io::Result<Vec<Sample>> {
-        self.workspaces.set(Act::Stream { interval: SHORT, events: 2, at_once: false });
+        self.workspaces.set(Act::Stream { interval: SHORT, events: 2, at_once: false, in_step: false });
         let running = self.start(proxy, false)?;
         let mut load = self.load(running.as_ref(), proxy.kind, PLAN)?;
         load.run(self.warm_up)?;
@@ -173,7 +178,12 @@ impl Bench<'_> {
     }
 
     fn streams(&self, proxy: &Proxy, clients: usize) -> io::Result<Vec<Sample>> {
-        self.workspaces.set(Act::Stream { interval: EVENT_INTERVAL, events: u64::MAX, at_once: false });
+        self.workspaces.set(Act::Stream {
+            interval: EVENT_INTERVAL,
+            events: u64::MAX,
+            at_once: false,
+            in_step: false,
+        });
         let running = self.start(proxy, false)?;
         let mut load = self.load(running.as_ref(), proxy.kind, Plan { clients, ..PLAN })?;
         let heard = load.run_until(BEGINNING, |load| load.heard() == clients)?;
@@ -197,12 +207,17 @@ impl Bench<'_> {
         Ok(samples)
     }
 
-    fn held(&self, proxy: &Proxy, clients: usize) -> io::Result<Vec<Sample>> {
-        self.workspaces.set(Act::Stream { interval: SILENCE, events: u64::MAX, at_once: true });
+    fn held(&self, proxy: &Proxy, clients: usize, body_bytes: usize) -> io::Result<Vec<Sample>> {
+        self.workspaces.set(Act::Stream {
+            interval: SILENCE,
+            events: u64::MAX,
+            at_once: true,
+            in_step: false,
+        });
         let Some(running) = self.start(proxy, false)? else { return Ok(Vec::new()) };
         std::thread::sleep(self.warm_up);
         let idle = pss_kib(&running.family);
-        let mut load = self.load(Some(&running), proxy.kind, Plan { clients, ..PLAN })?;
+        let mut load = self.load(Some(&running), proxy.kind, Plan { clients, body_bytes, ..PLAN })?;
         load.run_until(BEGINNING, |load| load.heard() == clients)?;
         load.run(self.warm_up)?;
         let held = pss_kib(&running.family);
@@ -242,7 +257,8 @@ impl Bench<'_> {
     }
 }
 
-const PLAN: Plan<'static> = Plan {
+/// One client, 2 KB, a stream, without end.
+pub const PLAN: Plan<'static> = Plan {
     port: 0,
     path: "",
     credential: "",
@@ -250,6 +266,7 @@ const PLAN: Plan<'static> = Plan {
     body_bytes: 2_000,
     is_stream: true,
     has_session: true,
+    requests: u64::MAX,
 };
 
 fn percentiles(samples: &mut Vec<Sample>, names: (&'static str, &'static str), times: &mut [u64]) {

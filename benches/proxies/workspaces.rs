@@ -27,6 +27,8 @@ const CERTIFICATE_KEY: &str = include_str!("../../tests/fixtures/tls/workspace.k
 const SCRATCH_BYTES: usize = 256 * 1024;
 /// The longest wait, so that a word from the other thread is heard.
 const WAIT: Duration = Duration::from_millis(100);
+/// Between two looks whether a client has heard of an event.
+const STEP: Duration = Duration::from_micros(200);
 /// Keys of the listeners lie behind those of the connections.
 const LISTENERS: u64 = 1 << 32;
 
@@ -35,10 +37,12 @@ const LISTENERS: u64 = 1 << 32;
 pub enum Act {
     Message,
     /// `events` events, one per `interval`. The first comes at once if `at_once`, else within the first interval.
+    /// With `in_step` none comes before the client has `heard` of what came before it; for one stream at a time.
     Stream {
         interval: Duration,
         events: u64,
         at_once: bool,
+        in_step: bool,
     },
 }
 
@@ -48,6 +52,10 @@ struct Shared {
     events: AtomicU64,
     interval_ns: AtomicU64,
     at_once: AtomicBool,
+    in_step: AtomicBool,
+    /// Beginnings of streams, and events, that were sent and heard since the last `set`.
+    sent: AtomicU64,
+    heard: AtomicU64,
     refused: AtomicU64,
     stop: AtomicBool,
 }
@@ -86,13 +94,21 @@ impl Workspaces {
     }
 
     pub fn set(&self, act: Act) {
-        let (events, interval, at_once) = match act {
-            Act::Message => (0, Duration::ZERO, false),
-            Act::Stream { interval, events, at_once } => (events, interval, at_once),
+        let (events, interval, at_once, in_step) = match act {
+            Act::Message => (0, Duration::ZERO, false, false),
+            Act::Stream { interval, events, at_once, in_step } => (events, interval, at_once, in_step),
         };
+        self.shared.sent.store(0, Ordering::SeqCst);
+        self.shared.heard.store(0, Ordering::SeqCst);
+        self.shared.in_step.store(in_step, Ordering::SeqCst);
         self.shared.interval_ns.store(interval.as_nanos() as u64, Ordering::SeqCst);
         self.shared.at_once.store(at_once, Ordering::SeqCst);
         self.shared.events.store(events, Ordering::SeqCst);
+    }
+
+    /// How many beginnings of answers, and events, have reached clients since the last `set`.
+    pub fn heard(&self, count: u64) {
+        self.shared.heard.store(count, Ordering::SeqCst);
     }
 
     /// Requests without the right path or token since the last question.
@@ -300,6 +316,7 @@ impl Room {
         }
         connection.events_left = events;
         connection.interval_ns = self.shared.interval_ns.load(Ordering::SeqCst);
+        self.shared.sent.fetch_add(1, Ordering::SeqCst);
         connection.send(&self.stream_head)?;
         let delay = match self.shared.at_once.load(Ordering::SeqCst) {
             true => 0,
@@ -322,6 +339,14 @@ impl Room {
                 self.connections[key] = Some(connection);
                 continue;
             }
+            if self.shared.in_step.load(Ordering::SeqCst)
+                && self.shared.sent.load(Ordering::SeqCst) > self.shared.heard.load(Ordering::SeqCst)
+            {
+                self.connections[key] = Some(connection);
+                self.due.push(Reverse((now + STEP.as_nanos() as u64, key, serial)));
+                continue;
+            }
+            self.shared.sent.fetch_add(1, Ordering::SeqCst);
             connection.events_left -= 1;
             let sent = connection.event(clock()).and_then(|()| self.watch(key, &mut connection));
             if sent.is_err() {

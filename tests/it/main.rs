@@ -29,6 +29,7 @@ mod promptness;
 mod refusals;
 mod relay;
 mod reload;
+mod replicas;
 mod routes;
 mod secrets;
 mod sessions;
