@@ -29,7 +29,8 @@ fn nothing_secret_is_logged_or_shown() {
         let first = Upstream::script([
             Reply::error(500, "anthropic-500.json"),
             Reply::error(429, "databricks-429.json").header("retry-after", "1"),
-            Reply::json(400, format!(r#"{{"message":"bad token {} a-word-of-the-answer"}}"#, token(0))),
+            Reply::json(400, format!(r#"{{"message":"bad token {} a-word-of-the-answer"}}"#, token(0)))
+                .header("x-echo", &format!("Bearer {}", token(0))),
             Reply::hang_up(),
             Reply::json(503, format!("Bearer {} refused, a-word-of-the-answer", token(0))),
             Reply::garbage(format!("HTTP/1.1 {} nonsense\r\n\r\n", token(0))),
@@ -37,6 +38,7 @@ fn nothing_secret_is_logged_or_shown() {
                 [sse::message_start("msg_1"), sse::block_start(), sse::delta("a-word-of-the-answer")]
                     .concat(),
             )
+            .header("x-authenticated-by", &token(0))
             .close(),
             Reply::error(403, "databricks-403-invalid-token.json"),
         ]);
