@@ -159,6 +159,12 @@ impl Host {
         let Some(file) = &self.file else {
             return Err(vec!["this instance was not started from a configuration file".into()]);
         };
+        // Reading a pipe again waits for a writer, and a signal would wait behind it.
+        if std::fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            let why = format!("{} is no file: it can be read at the start only", file.display());
+            log::error!("not reloaded, nothing has changed: {why}");
+            return Err(vec![why]);
+        }
         let _one = self.reloading.lock();
         let result = Config::load(file, &|name| std::env::var(name).ok())
             .map_err(|problems| problems.lines())

@@ -76,6 +76,20 @@ fn an_invalid_file_changes_nothing_and_is_explained() {
     assert_eq!((answer.status(), answer.json()["status"].as_str()), (200, Some("reloaded")));
 }
 
+/// A configuration that was piped in cannot be read again. To wait for it would have made the process deaf to signals.
+#[test]
+fn a_pipe_is_not_read_again() {
+    let upstream = Upstream::always(Reply::message());
+    let mut proxy = Proxy::with(&[&upstream]).start();
+    proxy.replace_by_pipe();
+    let message = proxy.ask(&reload()).error(400, "invalid_request_error");
+    assert!(message.contains("can be read at the start only"), "{message}");
+    proxy.signal(Signal::HUP);
+    proxy.wait_log("not reloaded, nothing has changed");
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.running.wait().code(), Some(0));
+}
+
 #[test]
 fn reloading_needs_the_key() {
     let upstream = Upstream::always(Reply::message());
