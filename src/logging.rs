@@ -5,7 +5,7 @@
 //! contain whole requests.
 
 use std::fmt::Write as _;
-use std::io::{Stderr, Write as _};
+use std::io::{LineWriter, Stderr, Write as _};
 
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Log, Metadata, Record};
@@ -23,6 +23,9 @@ const TIME: &[BorrowedFormatItem<'static>] =
 /// The target that marks access lines.
 pub const ACCESS: &str = "access";
 
+/// Longer lines than this go out in more than one piece.
+const LINE_BYTES: usize = 8 * 1024;
+
 /// Starts logging. Called once, before any thread is started.
 pub fn init(logging: &Logging) {
     let config = ConfigBuilder::new()
@@ -31,7 +34,9 @@ pub fn init(logging: &Logging) {
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
         .build();
-    let text = WriteLogger::new(logging.level, config, std::io::stderr());
+    // simplelog writes a line in twenty pieces, each of them a system call, and somebody else's may come between them.
+    let err = LineWriter::with_capacity(LINE_BYTES, std::io::stderr());
+    let text = WriteLogger::new(logging.level, config, err);
     let logger = Lines { text, level: logging.level, format: logging.format };
     // Only fails when a logger is set already, as in tests; that one serves then.
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
@@ -40,7 +45,7 @@ pub fn init(logging: &Logging) {
 }
 
 struct Lines {
-    text: Box<WriteLogger<Stderr>>,
+    text: Box<WriteLogger<LineWriter<Stderr>>>,
     level: LevelFilter,
     format: LogFormat,
 }

@@ -1,10 +1,17 @@
 //! No token, no key and no word of a conversation in anything the program writes or shows.
 
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::support::client::{KEY, Request};
-use crate::support::proxy::{Proxy, token};
+use crate::support::proxy::{Folder, Proxy, program, token};
 use crate::support::reply::Reply;
 use crate::support::upstream::Upstream;
-use crate::support::{fixtures, sse};
+use crate::support::{DEADLINE, fixtures, sse};
 
 const WORDS: [&str; 4] =
     ["a-wrong-key-of-a-client", "a-bearer-of-a-client", "a-word-of-the-question", "a-word-of-the-answer"];
@@ -105,6 +112,31 @@ fn every_request_id_is_in_the_log() {
     for request in requests {
         let answer = proxy.ask(&request);
         proxy.wait_log(answer.header("request-id").unwrap_or_else(|| panic!("no request-id: {answer:?}")));
+    }
+}
+
+/// Somebody else's words cannot come into the middle of a line when all of it is written at once.
+#[test]
+fn a_line_of_the_log_is_one_write() {
+    for format in ["text", "json"] {
+        // Each write is a message of its own here.
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair of sockets");
+        ours.set_read_timeout(Some(DEADLINE)).expect("a live socket");
+        let folder = Folder::new();
+        let config = Proxy::with(&[&Upstream::start()]).set("logging.format", format).yaml();
+        let mut command = program();
+        command.arg("--config").arg(folder.write("config.yaml", &config));
+        let err = Stdio::from(OwnedFd::from(theirs));
+        let child = command.stdout(Stdio::piped()).stderr(err).spawn();
+        let mut child = child.expect("the program was built by this test run");
+        let mut out = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
+        out.read_line(&mut String::new()).expect("it says where it listens");
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("it still runs");
+        let mut line = [0; 4096];
+        let length = ours.recv(&mut line).expect("it says that it drains");
+        let line = String::from_utf8_lossy(&line[..length]);
+        assert!(line.contains("draining") && line.ends_with('\n'), "{line:?}");
+        assert!(child.wait().expect("our own child").success());
     }
 }
 
