@@ -13,7 +13,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tiny_http::{Listener, Server, SslContextWrap};
 
-use super::{Settings, Shared, connection};
+use super::connection::{self, Listening};
+use super::{Settings, Shared};
 use crate::{env, panics};
 
 /// Connections the kernel may hold for us.
@@ -53,7 +54,7 @@ pub(super) fn wake(address: SocketAddr) {
 
 /// Accepts until the front drains; the port closes when it returns.
 pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
-    let Ok(port) = listener.local_addr().map(|address| address.port()) else { return };
+    let Ok(listening) = Listening::of(&listener) else { return };
     let Ok(plain) = SslContextWrap::build_ssl_capabilities(None) else { return };
     let listener = Listener::from(listener);
     let most = shared.settings.max_connections;
@@ -69,7 +70,7 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
                 continue;
             }
         }
-        match accept(&listener, &plain, port, shared) {
+        match accept(&listener, &plain, listening, shared) {
             Ok(()) => {
                 if failures > 0 {
                     log::info!("accepting again after {failures} failures");
@@ -96,7 +97,7 @@ pub(super) fn run(listener: TcpListener, shared: &Arc<Shared>) {
     if let Listener::Tcp(tcp) = &listener
         && tcp.set_nonblocking(true).is_ok()
     {
-        (0..BACKLOG).take_while(|_| accept(&listener, &plain, port, shared).is_ok()).count();
+        (0..BACKLOG).take_while(|_| accept(&listener, &plain, listening, shared).is_ok()).count();
     }
     drop(listener);
     shared.has_stopped_accepting.store(true, Ordering::SeqCst);
@@ -117,7 +118,12 @@ fn is_nothing(error: &io::Error) -> bool {
     matches!(error.kind(), WouldBlock | TimedOut | Interrupted | ConnectionAborted)
 }
 
-fn accept(listener: &Listener, plain: &SslContextWrap, port: u16, shared: &Arc<Shared>) -> io::Result<()> {
+fn accept(
+    listener: &Listener,
+    plain: &SslContextWrap,
+    listening: Listening,
+    shared: &Arc<Shared>,
+) -> io::Result<()> {
     // The lowest free descriptor now is most likely the one that accept gets.
     let hint = match listener {
         Listener::Tcp(tcp) => tcp.try_clone()?.as_raw_fd(),
@@ -128,7 +134,7 @@ fn accept(listener: &Listener, plain: &SslContextWrap, port: u16, shared: &Arc<S
     let accepted = accepted.unwrap_or_else(|_| Err(rustix::io::Errno::MFILE.into()))?;
     let Some(requests) = accepted else { return Ok(()) };
     let requests = Box::new(requests.map(Result::ok));
-    let connection = shared.connections.adopt(requests, port, hint, shared.watcher.poller())?;
+    let connection = shared.connections.adopt(requests, listening, hint, shared.watcher.poller())?;
     shared.watcher.park(connection, env::now() + shared.settings.head);
     Ok(())
 }
