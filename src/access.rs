@@ -7,7 +7,7 @@ use crate::anthropic::sse::Usage;
 use crate::balancer::decision::Decision;
 use crate::explain::{Explained, Trace};
 use crate::front::Exchange;
-use crate::http::head::Head;
+use crate::http::head::{Head, shown};
 use crate::logging::ACCESS;
 use crate::outcome::Outcome;
 
@@ -165,8 +165,8 @@ pub fn local(id: &str, key: Option<&str>, peer: &str, head: Option<&Head>, statu
         id = id,
         key = key.unwrap_or("-"),
         peer = peer,
-        method = head.map_or("-", Head::method),
-        path = head.map_or("-", Head::path),
+        method = head.map_or("-", |head| shown(head.method())),
+        path = head.map_or("-", |head| shown(head.path())),
         status = status;
         "request"
     );

@@ -6,7 +6,7 @@ use subtle::ConstantTimeEq;
 
 use crate::front::{Pool, Route};
 use crate::http::answer::Refusal;
-use crate::http::head::{Framing, Head};
+use crate::http::head::{Framing, Head, shown};
 use crate::secret::Secret;
 
 /// Everything that can be asked for.
@@ -139,13 +139,14 @@ pub fn target(method: &str, path: &str) -> Result<Target, Refusal> {
 fn find(method: &str, path: &str) -> Result<&'static Row, Refusal> {
     let plain = if explained_id(path).is_some() { EXPLAIN } else { path };
     let Some(row) = TABLE.iter().find(|row| row.path == plain) else {
-        return Err(Refusal::new(404, format!("there is nothing at {path} here")));
+        return Err(Refusal::new(404, format!("there is nothing at {} here", shown(path))));
     };
     if row.methods.contains(&method) {
         return Ok(row);
     }
     let allowed = row.methods.join(", ");
-    Err(Refusal::new(405, format!("{path} takes {allowed}, not {method}")).with("allow", allowed))
+    Err(Refusal::new(405, format!("{} takes {allowed}, not {}", shown(path), shown(method)))
+        .with("allow", allowed))
 }
 
 /// Decides by the head alone: who serves it, whose key it bears, or why it is turned away.

@@ -119,6 +119,12 @@ impl Head {
     }
 }
 
+/// The front of a method or path, as much of it as is worth showing: a stranger's 64 KiB are not for the log.
+pub fn shown(text: &str) -> &str {
+    const BYTES_MAX: usize = 256;
+    text.get(..BYTES_MAX).unwrap_or(text)
+}
+
 fn is_http(scheme: &str) -> bool {
     scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
 }
@@ -317,6 +323,12 @@ mod tests {
         assert_eq!(head.header("x-api-key"), Some("k"));
         assert_eq!(head.framing(), Framing::Length(12));
         assert!(head.keep_alive() && !head.expects_continue() && !head.is_http_1_0());
+    }
+
+    #[test]
+    fn what_strangers_choose_is_shown_in_part() {
+        assert_eq!(shown("/v1/messages"), "/v1/messages");
+        assert_eq!(shown(&"y".repeat(60_000)).len(), 256);
     }
 
     #[test]

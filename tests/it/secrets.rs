@@ -152,6 +152,17 @@ fn control_characters_cannot_forge_a_log_line() {
     assert!(!proxy.running.err.all().iter().any(|line| line.starts_with("FORGED")));
 }
 
+/// Anybody could write 64 KiB into the log with each request.
+#[test]
+fn what_a_stranger_asks_for_is_logged_in_part() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(&[&upstream]).start();
+    let answer = proxy.ask(&Request::get(&format!("/{}", "y".repeat(60_000))));
+    let message = answer.error(404, "not_found_error");
+    let line = proxy.wait_log(answer.header("request-id").expect("a request-id"));
+    assert!(message.len() < 500 && line.len() < 500, "{} and {} bytes", message.len(), line.len());
+}
+
 #[test]
 fn json_logs_are_one_json_object_a_line() {
     let upstream = Upstream::script([Reply::error(500, "anthropic-500.json")]);
