@@ -14,9 +14,7 @@ pub fn rejected_path(body: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(body).ok().filter(|text| text.len() <= BODY_BYTES_MAX)?;
     let message = innermost_message(text).unwrap_or_else(|| text.to_owned());
     let mut places = message.match_indices(WORDS).filter_map(|(at, _)| {
-        let before = &message[..at];
-        let start = before.rfind(|c: char| !is_part(c)).map_or(0, |at| at + 1);
-        let place = &before[start..];
+        let place = message[..at].rsplit(|c: char| !is_part(c)).next()?;
         (!place.is_empty() && place.split('.').all(|step| !step.is_empty())).then(|| place.to_owned())
     });
     places.next()
@@ -56,6 +54,8 @@ mod tests {
                 Some("tools.3.custom.defer_loading"),
             ),
             ("a.b: Extra inputs are not permitted\nc: Extra inputs are not permitted", Some("a.b")),
+            // A sign of more than one byte right before the place was cut through.
+            ("\u{201c}a.b: Extra inputs are not permitted\u{201d}", Some("a.b")),
             ("BAD_REQUEST: `thinking.adaptive.display`: Extra inputs are not permitted", None),
             ("BAD_REQUEST: thinking.display: Extra inputs are not permitted", Some("thinking.display")),
             (
