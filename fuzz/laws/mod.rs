@@ -7,6 +7,7 @@
 
 pub mod body;
 pub mod chunk;
+pub mod compat;
 pub mod config;
 pub mod error_body;
 pub mod head;

@@ -44,6 +44,11 @@ fn heads() {
 }
 
 #[test]
+fn places_taken_out() {
+    run("compat", &CAPTURED, "json", 1_500, laws::compat::check);
+}
+
+#[test]
 fn configurations() {
     run("config", &[], "yaml", 400, laws::config::check);
 }
