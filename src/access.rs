@@ -25,6 +25,8 @@ pub struct Record {
     pub is_stream: bool,
     /// The status the client saw.
     pub status: Option<u16>,
+    /// The client left before anybody was asked.
+    pub is_client_gone: bool,
     /// What the client was told in the proxy's own words.
     pub said: String,
     key: String,
@@ -46,6 +48,7 @@ impl Record {
             served: String::new(),
             is_stream: false,
             status: None,
+            is_client_gone: false,
             said: String::new(),
             key: exchange.route.key.as_deref().unwrap_or("-").to_string(),
             path: exchange.head.path().to_string(),
@@ -86,6 +89,7 @@ impl Record {
         let attempts = self.trace.attempts();
         let (endpoint, end) = match attempts.last() {
             Some(last) => (self.trace.endpoint(last), last.outcome.as_ref().map_or("local", Outcome::word)),
+            None if self.is_client_gone => ("-", "client_gone"),
             None => ("-", "refused_here"),
         };
         let mut tried = String::new();

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
+use crate::balancer::limits::{Kind, Level, PerKind, Quota};
 use crate::balancer::{Balancer, EndpointView};
 use crate::http::answer::Answer;
 use crate::messages::learned::Views;
@@ -26,7 +28,7 @@ pub fn ready<T>(balancer: &Balancer<T>, is_draining: bool, now: Instant) -> Answ
     if reasons.is_empty() {
         return Answer::json(200, r#"{"status":"ready"}"#);
     }
-    let body = serde_json::json!({ "status": "not_ready", "reasons": reasons });
+    let body = json!({ "status": "not_ready", "reasons": reasons });
     Answer::json(503, body.to_string()).with("retry-after", "1")
 }
 
@@ -80,6 +82,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         weight: u32,
         share: f64,
         holds: Vec<Hold<'a>>,
+        limits: serde_json::Value,
         tokens: Tokens,
     }
     #[derive(Serialize)]
@@ -93,6 +96,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
     #[derive(Serialize)]
     struct Stats<'a> {
         endpoints: Vec<Endpoint<'a>>,
+        waiting_for_room: usize,
         affinity: Affinity,
         compat: Views,
         process: ProcessNumbers,
@@ -138,6 +142,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
             weight: view.weight,
             share: view.share as f64 / 1000.0,
             holds: holds.collect(),
+            limits: limits(view),
             tokens: Tokens {
                 input_tokens: view.tokens.input,
                 output_tokens: view.tokens.output,
@@ -147,8 +152,30 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
             },
         }
     }
-    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, compat, process };
+    let endpoints = views.iter().map(endpoint).collect();
+    let stats = Stats { endpoints, waiting_for_room: balancer.waiting(), affinity, compat, process };
     Answer::json(200, serde_json::to_vec(&stats).unwrap_or_default())
+}
+
+/// What an endpoint is configured to take, and for each model with an account what counts now: of the configured limit,
+/// or of what 429s have taught.
+fn limits(view: &EndpointView) -> Value {
+    let numbers = |quota: &Quota| -> Map<String, Value> {
+        let given = |kind: Kind| Some((kind.key().to_owned(), (*quota.of(kind))?.into()));
+        Kind::ALL.into_iter().filter_map(given).collect()
+    };
+    let own = |(glob, quota): &(String, Quota)| (glob.clone(), Value::Object(numbers(quota)));
+    let mut configured = numbers(&view.limits.each);
+    if !view.limits.models.is_empty() {
+        configured.insert("models".into(), Value::Object(view.limits.models.iter().map(own).collect()));
+    }
+    let level = |level: &Level| json!({ "used": level.used, "limit": level.limit, "learned": level.ceiling });
+    let model = |(model, levels): &(String, PerKind<Level>)| {
+        let of_kinds = Kind::ALL.into_iter().map(|kind| (kind.key().to_owned(), level(levels.of(kind))));
+        let name = ("model".to_owned(), Value::from(model.as_str()));
+        Value::Object(std::iter::once(name).chain(of_kinds).collect())
+    };
+    json!({ "configured": configured, "now": view.levels.iter().map(model).collect::<Vec<_>>() })
 }
 
 /// /reset.
@@ -180,4 +207,60 @@ pub fn count(tokens: u64) -> Answer {
 
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balancer::limits::{Limits, Need};
+    use crate::balancer::strategy::Strategy;
+    use crate::balancer::{Ask, Endpoint, Settings, breaker};
+    use crate::outcome::{Meaning, Outcome};
+
+    /// The window is a minute, so this is told in virtual time.
+    #[test]
+    fn what_429s_have_taught_is_shown_beside_what_is_configured() {
+        let start = crate::env::now();
+        let breaker = breaker::Settings { threshold: 5, timeout: Duration::from_secs(60), rate: None };
+        let settings = Settings {
+            strategy: Strategy::LeastRequests,
+            session_affinity: true,
+            breaker,
+            waiting_max: 8,
+            learns_limits: true,
+        };
+        let quota = Quota { requests: Some(7200), ..Quota::default() };
+        let endpoint = Endpoint {
+            name: "a".into(),
+            address: "http://a".into(),
+            weight: 1,
+            max_concurrent: None,
+            models: vec![],
+            limits: Limits { each: quota, models: vec![("x*".into(), quota)] },
+            payload: std::sync::Arc::new(()),
+        };
+        let balancer = Balancer::new(settings, vec![endpoint], fastrand::Rng::with_seed(1), start);
+        let need = Need { max_tokens: Some(1000), ..Need::default() };
+        let ask = Ask { model: "m", need, ..Ask::default() };
+        drop(balancer.pick(ask, start).unwrap());
+        let now = start + Duration::from_secs(60);
+        let _running = balancer.pick(ask, now).unwrap();
+        let limited = Outcome::Refused { status: 429, retry_after: None, meaning: Meaning::Other };
+        let mut refused = balancer.pick(ask, now).unwrap();
+        refused.limited_by(Some(Kind::Output));
+        refused.finish(&limited, now);
+        let process = ProcessNumbers { uptime_s: 0, connections: 0, reloads: 0, panics: 0, draining: false };
+        let stats: Value =
+            serde_json::from_slice(&stats(&balancer, Views::default(), process, now).body).unwrap();
+        let limits = &stats["endpoints"][0]["limits"];
+        let configured =
+            json!({ "requests_per_hour": 7200, "models": { "x*": { "requests_per_hour": 7200 } } });
+        assert_eq!(limits["configured"], configured);
+        let shown = &limits["now"][0];
+        assert_eq!(shown["model"], "m");
+        let output = json!({ "used": 2000, "limit": null, "learned": 1900 });
+        assert_eq!(shown["output_tokens_per_minute"], output, "two of 1000, and a twentieth below");
+        assert_eq!(shown["requests_per_hour"], json!({ "used": 2, "limit": 7200, "learned": null }));
+        assert_eq!(stats["waiting_for_room"], 0);
+    }
 }

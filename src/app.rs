@@ -10,7 +10,7 @@ use crate::anthropic::model::Families;
 use crate::balancer::{self, Balancer, breaker};
 use crate::config::{self, AuthMode, CompatMode, Config};
 use crate::env;
-use crate::messages::{Compat, Messages};
+use crate::messages::{Compat, Messages, Waiting};
 use crate::relay::Limits;
 use crate::routes::Keys;
 use crate::upstream::{CachingResolver, Network, Tls, Workspace};
@@ -48,6 +48,8 @@ impl App {
                     .map_err(|why| format!("endpoint {}: {why}", endpoint.name)),
             })
             .collect::<Result<Vec<_>, String>>()?;
+        // As all of `server`: from the next start on.
+        let waiting = previous.map_or_else(|| waiting(config), |app| app.messages.waiting);
         let settings = balancer::Settings {
             strategy: config.load_balancer.strategy,
             session_affinity: config.load_balancer.session_affinity,
@@ -56,6 +58,8 @@ impl App {
                 timeout: config.load_balancer.circuit_breaker_timeout,
                 rate: config.load_balancer.circuit_breaker_rate,
             },
+            waiting_max: waiting.most,
+            learns_limits: true,
         };
         let endpoints =
             config.endpoints.iter().zip(&workspaces).map(|(endpoint, workspace)| balancer::Endpoint {
@@ -64,6 +68,7 @@ impl App {
                 weight: endpoint.weight,
                 max_concurrent: endpoint.max_concurrent,
                 models: endpoint.models.clone(),
+                limits: endpoint.limits.clone(),
                 payload: Arc::clone(workspace),
             });
         let balancer = match previous {
@@ -78,7 +83,7 @@ impl App {
             AuthMode::Key => config.auth.keys.iter().map(|k| (k.name.clone(), k.key.clone())).collect(),
         };
         Ok(Self {
-            messages: messages(config, balancer, previous),
+            messages: messages(config, balancer, waiting, previous),
             keys: Keys::new(keys, config.auth.protect_admin),
             body_bytes_max: config.limits.max_body_bytes,
             config: config.clone(),
@@ -99,7 +104,17 @@ impl App {
     }
 }
 
-fn messages(config: &Config, balancer: Arc<Balancer<Workspace>>, previous: Option<&App>) -> Messages {
+/// A request that waits for room holds a worker: half of them go on serving.
+fn waiting(config: &Config) -> Waiting {
+    Waiting { most: config.server.workers.div_ceil(2), timeout: config.server.queue_timeout }
+}
+
+fn messages(
+    config: &Config,
+    balancer: Arc<Balancer<Workspace>>,
+    waiting: Waiting,
+    previous: Option<&App>,
+) -> Messages {
     let models = &config.models;
     Messages {
         balancer,
@@ -119,6 +134,7 @@ fn messages(config: &Config, balancer: Arc<Balancer<Workspace>>, previous: Optio
             memory: previous.map(|app| Arc::clone(&app.messages.compat.memory)).unwrap_or_default(),
         },
         explanations: previous.map(|app| Arc::clone(&app.messages.explanations)).unwrap_or_default(),
+        waiting,
     }
 }
 

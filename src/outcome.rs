@@ -131,6 +131,16 @@ impl Outcome {
         }
     }
 
+    /// True when the endpoint let nothing in because a rate limit is used up.
+    pub fn is_rate_limit(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { meaning: Meaning::RequestLimitExceeded, .. }
+                | Self::Refused { status: 429, .. }
+                | Self::ErrorEvent { status: 429 }
+        )
+    }
+
     /// A word for the access line and for /explain.
     pub fn word(&self) -> &'static str {
         match self {

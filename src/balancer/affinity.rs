@@ -74,6 +74,8 @@ struct Binding {
     detour: Option<EndpointId>,
     /// When it was answered last; `None` while it asks.
     answered: Option<Instant>,
+    /// Tokens for each byte of its last request, if anybody keeps account.
+    density: Option<f64>,
 }
 
 /// How many conversations an endpoint expects back soon. Each counts 1 when it was answered, and fades.
@@ -135,15 +137,27 @@ impl Affinity {
         }
     }
 
+    /// Tokens for each byte of its last request.
+    pub fn density(&self, session: Session) -> Option<f64> {
+        self.bindings.get(&session.key).and_then(|binding| binding.density)
+    }
+
+    /// So many tokens for each byte its last request had.
+    pub fn note_density(&mut self, session: Session, density: f64) {
+        if let Some(binding) = self.bindings.get_mut(&session.key) {
+            binding.density = Some(density);
+        }
+    }
+
     /// Binds it, or keeps its binding fresh.
     pub fn bind(&mut self, session: Session, endpoint: EndpointId, now: Instant) {
         if self.bindings.len() >= BINDINGS_MAX && !self.bindings.contains_key(&session.key) {
             self.make_room(now);
         }
-        let fresh = Binding { endpoint, until: now, detour: None, answered: None };
+        let fresh = Binding { endpoint, until: now, detour: None, answered: None, density: None };
         let binding = self.bindings.entry(session.key).or_insert(fresh);
         if binding.endpoint != endpoint {
-            *binding = fresh;
+            *binding = Binding { density: binding.density, ..fresh };
         }
         binding.until = now + session.idle;
     }

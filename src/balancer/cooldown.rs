@@ -14,23 +14,35 @@ const MODEL_LONG: Duration = Duration::from_secs(600);
 /// An endpoint without a token is looked at again after this long.
 const NO_TOKEN_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long a model rests first, and at most, when nobody said for how long.
+const REST: Duration = Duration::from_secs(5);
+const REST_MAX: Duration = Duration::from_secs(60);
+
 /// A pause that grows each time it was not long enough.
 #[derive(Debug, Clone, Copy)]
 struct Backoff {
     until: Instant,
     span: Duration,
+    /// When the pause before this one ended, if this one is longer for it.
+    grown_since: Option<Instant>,
+    /// Any answer that ends may end it: it gives back output tokens that it had reserved.
+    ends_with_an_answer: bool,
 }
 
 impl Backoff {
+    fn new(span: Duration, now: Instant) -> Self {
+        Self { until: now + span, span, grown_since: None, ends_with_an_answer: false }
+    }
+
     /// The next pause: `first`, and twice the last one each time, up to `longest`. Failures that arrive while a
     /// pause still runs belong to the same bad moment and do not double it.
     fn next(last: Option<Self>, first: Duration, longest: Duration, now: Instant) -> Self {
         match last {
-            None => Self { until: now + first, span: first },
+            None => Self::new(first, now),
             Some(last) if now < last.until => last,
             Some(last) => {
-                let span = (last.span * 2).min(longest);
-                Self { until: now + span, span }
+                let grown_since = Some(last.until);
+                Self { grown_since, ..Self::new((last.span * 2).min(longest), now) }
             }
         }
     }
@@ -148,7 +160,7 @@ impl Cooldowns {
     /// Puts something aside. Says what changed, unless it was aside already.
     pub fn keep_out(&mut self, what: KeepOut, model: &str, now: Instant) -> Option<Parked> {
         const SECOND: Duration = Duration::from_secs(1);
-        let for_span = |span| Backoff { until: now + span, span };
+        let for_span = |span| Backoff::new(span, now);
         match what {
             KeepOut::Model(Some(span)) => self.set_model(model, Reason::Limited, for_span(span), now),
             KeepOut::Model(None) => self.rest(model, Reason::Limited, now),
@@ -170,10 +182,20 @@ impl Cooldowns {
     }
 
     /// A success of a request that was taken at `taken`: what was held before that is no longer true. A request that
-    /// was underway when the hold began proves nothing about it.
+    /// was underway when the hold began proves nothing about it. But one that was let in between two rests proves that
+    /// the first was long enough, so the second need not be longer: of a crowd that comes back together some are
+    /// refused at once, and the others' answers come later.
     pub fn forgive(&mut self, model: &str, taken: Instant) -> Vec<Recovered> {
         let mut recovered = Vec::new();
-        if let Some(at) = self.models.iter().position(|(name, _, b)| name == model && b.until <= taken) {
+        for (_, _, backoff) in self.models.iter_mut().filter(|(name, ..)| name == model) {
+            if backoff.grown_since.is_some_and(|end| end <= taken) && taken < backoff.until {
+                let since = backoff.until - backoff.span;
+                *backoff =
+                    Backoff { ends_with_an_answer: backoff.ends_with_an_answer, ..Backoff::new(REST, since) };
+            }
+        }
+        let is_over = |b: &Backoff| b.until <= taken || b.ends_with_an_answer;
+        if let Some(at) = self.models.iter().position(|(name, _, b)| name == model && is_over(b)) {
             let (model, reason, _) = self.models.swap_remove(at);
             recovered.push(Recovered { model: Some(model), reason });
         }
@@ -182,6 +204,13 @@ impl Cooldowns {
             recovered.push(Recovered { model: None, reason });
         }
         recovered
+    }
+
+    /// The model rests for want of output tokens. How long that takes was not said, so it ends with the next answer.
+    pub fn wants_output(&mut self, model: &str) {
+        for (_, _, backoff) in self.models.iter_mut().filter(|(name, ..)| name == model) {
+            backoff.ends_with_an_answer = true;
+        }
     }
 
     /// The credential may be another one now, or the way to the workspace.
@@ -203,7 +232,7 @@ impl Cooldowns {
     /// 5 s doubling to 60 s; 429 and 529 in turn are one bad time.
     fn rest(&mut self, model: &str, reason: Reason, now: Instant) -> Option<Parked> {
         let last = self.model(model).filter(|(reason, _)| reason.is_rest()).map(|(_, b)| b);
-        let next = Backoff::next(last, Duration::from_secs(5), Duration::from_secs(60), now);
+        let next = Backoff::next(last, REST, REST_MAX, now);
         self.set_model(model, reason, next, now)
     }
 
@@ -295,6 +324,40 @@ mod tests {
         assert_eq!(cooldowns.forgive("m", now + seconds(5)), [], "said once");
         let again = cooldowns.keep_out(KeepOut::Model(None), "m", now + seconds(60)).unwrap();
         assert_eq!(again.span, seconds(5));
+    }
+
+    /// Of ten that came back together after a rest, nine were let in and one was not. It doubled the rest at once, and
+    /// the nine answers came too late to start the count anew: in the end the workspace worked for a few seconds in
+    /// each minute.
+    #[test]
+    fn a_rest_does_not_grow_while_requests_are_let_in_between() {
+        let (mut cooldowns, start) = (Cooldowns::default(), crate::env::now());
+        cooldowns.keep_out(KeepOut::Model(None), "m", start);
+        let mut now = start + seconds(5);
+        for _ in 0..10 {
+            let grown = cooldowns.keep_out(KeepOut::Model(None), "m", now).expect("a rest").span;
+            assert_eq!(grown, seconds(10));
+            assert_eq!(cooldowns.forgive("m", now), [], "the rest itself goes on");
+            assert!(cooldowns.hold("m", now + seconds(4)).is_some());
+            now += seconds(5);
+            assert!(cooldowns.hold("m", now).is_none(), "no longer than the first");
+        }
+        cooldowns.keep_out(KeepOut::Model(None), "m", now);
+        cooldowns.forgive("m", now - seconds(1));
+        assert!(cooldowns.hold("m", now + seconds(9)).is_some(), "what was let in before tells nothing");
+    }
+
+    #[test]
+    fn a_rest_for_want_of_output_ends_with_an_answer() {
+        let (mut cooldowns, start) = (Cooldowns::default(), crate::env::now());
+        let now = start + seconds(1);
+        cooldowns.keep_out(KeepOut::Model(None), "m", now);
+        cooldowns.keep_out(KeepOut::Model(None), "other", now);
+        cooldowns.wants_output("m");
+        cooldowns.forgive("other", start);
+        let recovered = cooldowns.forgive("m", start);
+        assert_eq!(recovered, [Recovered { model: Some("m".into()), reason: Reason::Limited }]);
+        assert!(cooldowns.hold("m", now).is_none() && cooldowns.hold("other", now).is_some());
     }
 
     #[test]

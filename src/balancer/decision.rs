@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::affinity;
 use super::breaker::State;
 use super::cooldown::Reason;
+use super::limits::{Kind, Room};
 use super::strategy::{Candidate, Strategy};
 use super::{Ask, Inner, Member, Why};
 
@@ -34,6 +35,12 @@ pub enum Out {
     Tried,
     /// It has as many requests as it may have at once.
     Full,
+    /// The request would exceed one of its configured limits.
+    AtLimit(Kind),
+    /// It has such limits, and somebody who came earlier waits for room.
+    BehindOthers,
+    /// It would rise above what 429s have taught, and there is one that would not.
+    AboveLearnedLimit,
     /// It is half-open and its trial is running.
     TrialRunning,
     /// Its last result was bad, and there is one for this retry whose last result was good.
@@ -42,7 +49,7 @@ pub enum Out {
 
 impl Out {
     /// The words shown in /explain and under `affinity.moved_because` in /stats.
-    pub const WORDS: [&'static str; 14] = [
+    pub const WORDS: [&'static str; 17] = [
         "weight_zero",
         "model_not_listed",
         "rate_limited",
@@ -55,6 +62,9 @@ impl Out {
         "circuit_open",
         "tried_before",
         "at_max_concurrent",
+        "at_limit",
+        "behind_others",
+        "above_learned_limit",
         "trial_running",
         "last_result_bad",
     ];
@@ -68,6 +78,9 @@ impl Out {
             Out::CircuitOpen => "circuit_open",
             Out::Tried => "tried_before",
             Out::Full => "at_max_concurrent",
+            Out::AtLimit(_) => "at_limit",
+            Out::BehindOthers => "behind_others",
+            Out::AboveLearnedLimit => "above_learned_limit",
             Out::TrialRunning => "trial_running",
             Out::LastResultBad => "last_result_bad",
         }
@@ -79,7 +92,13 @@ impl Out {
             Out::WeightZero | Out::ModelNotListed | Out::Held { .. } | Out::CircuitOpen => true,
             Out::TrialRunning => true,
             Out::Tried | Out::Full | Out::LastResultBad => false,
+            Out::AtLimit(_) | Out::BehindOthers | Out::AboveLearnedLimit => false,
         }
+    }
+
+    /// There is no room for the request yet, and nothing else in its way.
+    pub(super) fn is_no_room(self) -> bool {
+        matches!(self, Out::AtLimit(_) | Out::BehindOthers)
     }
 }
 
@@ -220,8 +239,10 @@ impl<T> Inner<T> {
     /// Looks at every endpoint. A half-open one takes one trial at a time while somebody else can serve, and everything
     /// when nobody can.
     pub(super) fn consider(&self, ask: Ask<'_>, now: Instant) -> Decision {
+        let is_behind = self.line.is_behind(ask.model, ask.place);
         let one = |(index, member): (usize, &Member<T>)| {
-            let (out, back_at) = member.out(ask, now).map_or((None, None), |(out, at)| (Some(out), at));
+            let (out, back_at) =
+                member.out(ask, is_behind, now).map_or((None, None), |(out, at)| (Some(out), at));
             let awaited = match self.settings.session_affinity {
                 true => member.returns.expected_thousandths(now),
                 false => 0,
@@ -236,10 +257,12 @@ impl<T> Inner<T> {
             Considered { candidate, out, back_at, is_tried: ask.tried.contains(&member.id) }
         };
         let mut considered: Vec<Considered> = self.members.iter().enumerate().map(one).collect();
-        if considered.iter().all(|one| one.out.is_some()) {
+        // Room comes in a moment; a broken endpoint is no place to wait for it.
+        if considered.iter().all(|one| one.out.is_some_and(|out| !out.is_no_room())) {
             let trials = considered.iter_mut().filter(|one| one.out == Some(Out::TrialRunning));
             trials.for_each(|one| one.out = None);
         }
+        self.prefer_room(&mut considered, ask, now);
         Decision {
             at: now,
             strategy: self.settings.strategy,
@@ -266,7 +289,7 @@ impl<T> Inner<T> {
 
 impl<T> Member<T> {
     /// Why it cannot take this request, and when that ends. What lasts longest comes first.
-    fn out(&self, ask: Ask<'_>, now: Instant) -> Option<(Out, Option<Instant>)> {
+    fn out(&self, ask: Ask<'_>, is_behind: bool, now: Instant) -> Option<(Out, Option<Instant>)> {
         if self.endpoint.weight == 0 {
             return Some((Out::WeightZero, None));
         }
@@ -287,6 +310,12 @@ impl<T> Member<T> {
         }
         if !self.has_room() {
             return Some((Out::Full, None));
+        }
+        if let Room::Full { until, kind } = self.ledgers.room(ask.model, ask.need, now) {
+            return Some((Out::AtLimit(kind), Some(until)));
+        }
+        if is_behind && self.is_limited(ask.model) {
+            return Some((Out::BehindOthers, None));
         }
         let waits = state == State::HalfOpen && !self.breaker.trial_is_free(now);
         waits.then_some((Out::TrialRunning, None))
@@ -313,6 +342,9 @@ mod tests {
             Out::CircuitOpen,
             Out::Tried,
             Out::Full,
+            Out::AtLimit(Kind::Input),
+            Out::BehindOthers,
+            Out::AboveLearnedLimit,
             Out::TrialRunning,
             Out::LastResultBad,
         ];

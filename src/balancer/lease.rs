@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::affinity::Session;
 use super::breaker::Ticket;
-use super::{Balancer, Change, EndpointId, Notice};
+use super::limits::{Charge, Kind, density, spent};
+use super::{Balancer, Change, EndpointId, Notice, Settings};
 use crate::anthropic::sse::Usage;
 use crate::outcome::{KeepOut, Outcome, Verdict};
 
@@ -21,6 +22,9 @@ pub struct Lease<T> {
     pub(super) is_doubtful: bool,
     pub(super) taken_at: Instant,
     pub(super) usage: Usage,
+    /// What was noted against the limits of the endpoint.
+    pub(super) charge: Option<Charge>,
+    pub(super) limited_by: Option<Kind>,
 }
 
 impl<T> Lease<T> {
@@ -39,11 +43,16 @@ impl<T> Lease<T> {
         self.usage = usage;
     }
 
+    /// Notes the limit that the workspace named when it refused the request.
+    pub fn limited_by(&mut self, kind: Option<Kind>) {
+        self.limited_by = kind;
+    }
+
     /// Gives the slot back and tells how it went. Returns what changed for the log.
     pub fn finish(mut self, outcome: &Outcome, now: Instant) -> Vec<Notice> {
         let blame = outcome.blame();
         let mut inner = self.balancer.inner.lock();
-        let settings = inner.settings.breaker;
+        let Settings { breaker: settings, learns_limits, .. } = inner.settings;
         // A model that is missing everywhere is the client's to hear of, each time.
         let others =
             inner.members.iter().filter(|m| m.id != self.id && m.endpoint.serves(&self.model)).count();
@@ -53,12 +62,22 @@ impl<T> Lease<T> {
         };
         member.errors += u64::from(blame.is_error);
         member.tokens.add(self.usage);
+        let density = self.charge.as_ref().and_then(|charge| density(charge, &self.usage));
+        if let Some(charge) = self.charge.take() {
+            member.ledgers.settle(&self.model, charge, spent(outcome, &self.usage), now);
+        }
+        if learns_limits && outcome.is_rate_limit() {
+            member.ledgers.limited(&member.endpoint.limits, &self.model, self.limited_by, now);
+        }
         let (mut notices, mut used) = (Vec::new(), None);
         let mut notice = |change| notices.push(Notice { endpoint: member.endpoint.name.clone(), change });
         if let Some(change) = member.breaker.settle(ticket, blame.verdict, now, settings) {
             notice(Change::Breaker(change));
         }
         if let Some(parked) = keep_out.and_then(|what| member.cooldowns.keep_out(what, &self.model, now)) {
+            if keep_out == Some(KeepOut::Model(None)) && self.limited_by == Some(Kind::Output) {
+                member.cooldowns.wants_output(&self.model);
+            }
             notice(Change::Parked(parked));
         }
         match blame.verdict {
@@ -73,6 +92,9 @@ impl<T> Lease<T> {
         }
         if let Some(session) = used {
             inner.answered(session, self.id, now);
+        }
+        if let (Some(session), Some(density)) = (self.session, density) {
+            inner.affinity.note_density(session, density);
         }
         drop(inner);
         notices

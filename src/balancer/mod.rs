@@ -10,6 +10,9 @@ pub mod breaker;
 pub mod cooldown;
 pub mod decision;
 mod lease;
+pub mod limits;
+mod line;
+mod room;
 mod standing;
 pub mod strategy;
 mod view;
@@ -27,10 +30,14 @@ use affinity::{Affinity, Returns, Session};
 use breaker::{Breaker, State};
 use cooldown::{Cooldowns, Parked, Recovered};
 use decision::{Decision, Home};
+use limits::{Ledgers, Limits, Need};
+use line::{Line, Number};
 use standing::Standing;
 use strategy::Strategy;
 
 pub use lease::Lease;
+pub use line::Place;
+pub use room::{RETRY_AFTER_MAX, Shortage};
 pub use view::{EndpointView, Tokens};
 
 /// How fast recent use fades.
@@ -45,6 +52,10 @@ pub struct Settings {
     pub session_affinity: bool,
     /// When an endpoint is taken out.
     pub breaker: breaker::Settings,
+    /// How many requests may wait for room at once.
+    pub waiting_max: usize,
+    /// 429s teach how much a workspace takes.
+    pub learns_limits: bool,
 }
 
 /// One endpoint, as the balancer needs it. `payload` is what the caller does its work with.
@@ -60,6 +71,8 @@ pub struct Endpoint<T> {
     pub max_concurrent: Option<u32>,
     /// Globs of the models it serves; empty means all.
     pub models: Vec<String>,
+    /// What each model there may take.
+    pub limits: Limits,
     /// Handed out with each lease.
     pub payload: Arc<T>,
 }
@@ -84,7 +97,7 @@ impl EndpointId {
 }
 
 /// What a request needs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Ask<'a> {
     /// The model as the workspaces call it.
     pub model: &'a str,
@@ -92,6 +105,10 @@ pub struct Ask<'a> {
     pub tried: &'a [EndpointId],
     /// The conversation it belongs to.
     pub session: Option<Session>,
+    /// How large it is.
+    pub need: Need,
+    /// Its place among those who wait for room.
+    pub place: Option<Number>,
 }
 
 /// Nobody can take the request now.
@@ -114,6 +131,11 @@ pub enum Why {
     AllOut,
     /// An endpoint is there, but too many doubtful retries are running.
     RetryBudget,
+    /// Endpoints are there, but this request would exceed their configured limits.
+    NoRoom {
+        /// There may be room before `soonest`, as soon as an answer ends or somebody else leaves the line.
+        may_be_sooner: bool,
+    },
 }
 
 /// Something that changed and deserves a log line.
@@ -141,6 +163,7 @@ struct Member<T> {
     endpoint: Endpoint<T>,
     breaker: Breaker,
     cooldowns: Cooldowns,
+    ledgers: Ledgers,
     active: usize,
     total: u64,
     errors: u64,
@@ -158,6 +181,7 @@ impl<T> Member<T> {
             endpoint,
             breaker: Breaker::default(),
             cooldowns: Cooldowns::default(),
+            ledgers: Ledgers::default(),
             active: 0,
             total: 0,
             errors: 0,
@@ -189,6 +213,7 @@ struct Inner<T> {
     doubtful_retries: usize,
     next_id: u64,
     affinity: Affinity,
+    line: Line,
 }
 
 /// The endpoints and their state.
@@ -213,6 +238,7 @@ impl<T> Balancer<T> {
             doubtful_retries: 0,
             next_id: 0,
             affinity: Affinity::default(),
+            line: Line::default(),
         };
         let balancer = Self { inner: Mutex::new(inner) };
         balancer.replace(settings, endpoints, now);
@@ -234,6 +260,7 @@ impl<T> Balancer<T> {
                     if !Arc::ptr_eq(&member.endpoint.payload, &endpoint.payload) {
                         member.cooldowns.forget_rejection();
                     }
+                    member.ledgers.configure(&endpoint.limits);
                     member.endpoint = endpoint;
                     member
                 }
@@ -259,6 +286,7 @@ impl<T> Balancer<T> {
     pub fn decide(self: &Arc<Self>, ask: Ask<'_>, now: Instant) -> (Result<Lease<T>, Unavailable>, Decision) {
         let mut inner = self.inner.lock();
         let session = ask.session.filter(|_| inner.settings.session_affinity);
+        let ask = inner.sized(ask);
         if let Some(session) = session {
             inner.came_back(session, now);
         }
@@ -280,11 +308,11 @@ impl<T> Balancer<T> {
     pub fn pick_again(
         self: &Arc<Self>,
         id: EndpointId,
-        model: &str,
+        ask: Ask<'_>,
         now: Instant,
     ) -> Option<(Lease<T>, Decision)> {
         let mut inner = self.inner.lock();
-        let ask = Ask { model, tried: &[], session: None };
+        let ask = Ask { tried: &[], session: None, ..inner.sized(ask) };
         let mut decision = inner.consider(ask, now);
         let mut candidates = decision.candidates().into_iter().map(|c| c.index);
         let index = candidates.find(|&index| inner.members[index].id == id)?;
@@ -298,10 +326,10 @@ impl<T> Balancer<T> {
         Some((lease, decision))
     }
 
-    /// True when this endpoint could take another request for this model now.
-    pub fn can_take(&self, id: EndpointId, model: &str, now: Instant) -> bool {
+    /// True when this endpoint could take this request again now.
+    pub fn can_take(&self, id: EndpointId, ask: Ask<'_>, now: Instant) -> bool {
         let inner = self.inner.lock();
-        let decision = inner.consider(Ask { model, tried: &[], session: None }, now);
+        let decision = inner.consider(Ask { tried: &[], ..inner.sized(ask) }, now);
         decision.candidates().iter().any(|c| inner.members[c.index].id == id)
     }
 
@@ -310,9 +338,10 @@ impl<T> Balancer<T> {
         self.inner.lock().members.iter().filter(|m| m.endpoint.serves(model)).count() == 1
     }
 
-    /// When the first endpoint may be back for this model; zero when one is free now.
-    pub fn soonest(&self, model: &str, now: Instant) -> Option<Duration> {
-        self.inner.lock().soonest(model, now)
+    /// When the first endpoint may be able to take this request, tried or not; zero when one is now.
+    pub fn soonest(&self, ask: Ask<'_>, now: Instant) -> Option<Duration> {
+        let inner = self.inner.lock();
+        inner.soonest(inner.sized(ask), now)
     }
 
     /// True when some endpoint could take a request for some model now.
@@ -329,6 +358,7 @@ impl<T> Balancer<T> {
         for member in &mut self.inner.lock().members {
             member.breaker.reset();
             member.cooldowns.clear();
+            member.ledgers.forget_learned();
             member.errors = 0;
             member.last_was_good = true;
         }
@@ -360,6 +390,8 @@ impl<T> Balancer<T> {
         member.recent = member.recent(now) + 1.0;
         member.recent_at = now;
         Lease {
+            charge: member.ledgers.admit(&member.endpoint.limits, ask.model, ask.need, now),
+            limited_by: None,
             ticket: Some(member.breaker.admit()),
             payload: Arc::clone(&member.endpoint.payload),
             model: ask.model.to_string(),
@@ -395,7 +427,7 @@ impl<T> Inner<T> {
             _ => {
                 let Inner { settings, credit, rng, .. } = &mut *self;
                 let chosen = strategy::choose(settings.strategy, &candidates, credit, rng);
-                chosen.ok_or_else(|| self.unavailable(ask.model, now))?
+                chosen.ok_or_else(|| self.unavailable(ask, decision, now))?
             }
         };
         let is_doubtful = !ask.tried.is_empty() && !self.members[index].last_was_good;
@@ -413,20 +445,25 @@ impl<T> Inner<T> {
         retry::budget(self.members.iter().map(|member| member.active).sum())
     }
 
-    fn soonest(&self, model: &str, now: Instant) -> Option<Duration> {
-        let serving = self.members.iter().filter(|m| m.endpoint.serves(model));
-        serving.map(|m| m.back_at(model, now).saturating_duration_since(now)).min()
+    fn soonest(&self, ask: Ask<'_>, now: Instant) -> Option<Duration> {
+        let serving = self.members.iter().filter(|m| m.endpoint.serves(ask.model));
+        let ready_at = |m: &Member<T>| m.back_at(ask.model, now).max(m.room_at(ask, now));
+        serving.map(|m| ready_at(m).saturating_duration_since(now)).min()
     }
 
-    fn unavailable(&self, model: &str, now: Instant) -> Unavailable {
+    fn unavailable(&self, ask: Ask<'_>, decision: &Decision, now: Instant) -> Unavailable {
+        let model = ask.model;
         let mut serving = self.members.iter().filter(|m| m.endpoint.serves(model)).peekable();
         if serving.peek().is_none() {
             return Unavailable { soonest: None, why: Why::NoneServesModel };
         }
+        if let Some(no_room) = self.no_room(ask, decision, now) {
+            return no_room;
+        }
         let is_cooling =
             |m: &Member<T>| m.cooldowns.hold(model, now).is_some_and(|hold| hold.reason.is_rest());
         let why = if serving.all(is_cooling) { Why::AllCooling } else { Why::AllOut };
-        Unavailable { soonest: self.soonest(model, now), why }
+        Unavailable { soonest: self.soonest(ask, now), why }
     }
 }
 

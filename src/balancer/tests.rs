@@ -4,25 +4,26 @@ use super::decision::Out;
 use super::*;
 use crate::outcome::{Meaning, Outcome};
 
-type Plain = Balancer<()>;
+pub(super) type Plain = Balancer<()>;
 
-fn endpoint(name: &str) -> Endpoint<()> {
+pub(super) fn endpoint(name: &str) -> Endpoint<()> {
     Endpoint {
         name: name.into(),
         address: format!("http://{name}"),
         weight: 1,
         max_concurrent: None,
         models: vec![],
+        limits: Limits::default(),
         payload: Arc::new(()),
     }
 }
 
-fn settings(strategy: Strategy) -> Settings {
+pub(super) fn settings(strategy: Strategy) -> Settings {
     let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60), rate: None };
-    Settings { strategy, session_affinity: true, breaker }
+    Settings { strategy, session_affinity: true, breaker, waiting_max: 8, learns_limits: true }
 }
 
-fn balancer(endpoints: Vec<Endpoint<()>>, now: Instant) -> Arc<Plain> {
+pub(super) fn balancer(endpoints: Vec<Endpoint<()>>, now: Instant) -> Arc<Plain> {
     Balancer::new(settings(Strategy::LeastRequests), endpoints, fastrand::Rng::with_seed(5), now)
 }
 
@@ -35,11 +36,11 @@ fn ids(numbers: impl IntoIterator<Item = usize>) -> Vec<EndpointId> {
     numbers.into_iter().map(|number| EndpointId(number as u64 + 1)).collect()
 }
 
-fn ask(model: &str) -> Ask<'_> {
-    Ask { model, tried: &[], session: None }
+pub(super) fn ask(model: &str) -> Ask<'_> {
+    Ask { model, tried: &[], session: None, need: Need::default(), place: None }
 }
 
-fn refused(status: u16) -> Outcome {
+pub(super) fn refused(status: u16) -> Outcome {
     Outcome::Refused { status, retry_after: None, meaning: Meaning::Other }
 }
 
@@ -67,7 +68,7 @@ fn a_trial_that_tells_nothing_makes_room_for_the_next() {
     let start = crate::env::now();
     let balancer = balancer(vec![endpoint("a"), endpoint("b")], start);
     let away_from_b = ids([1]);
-    let ask_a = Ask { model: "m", tried: &away_from_b, session: None };
+    let ask_a = Ask { tried: &away_from_b, ..ask("m") };
     for _ in 0..2 {
         balancer.pick(ask_a, start).unwrap().finish(&Outcome::ConnectFailed, start);
     }
@@ -144,7 +145,7 @@ fn half_open_lets_one_trial_through_while_another_can_serve() {
     let break_it = |index: usize| {
         let tried = ids([1 - index]);
         for _ in 0..2 {
-            let lease = balancer.pick(Ask { model: "m", tried: &tried, session: None }, now).unwrap();
+            let lease = balancer.pick(Ask { tried: &tried, ..ask("m") }, now).unwrap();
             lease.finish(&Outcome::ConnectFailed, now);
         }
     };
@@ -187,12 +188,12 @@ fn doubtful_retries_stay_within_the_budget() {
     let balancer = balancer((0..4).map(|i| endpoint(&i.to_string())).collect(), now);
     for index in 0..4 {
         let tried = ids((0..4).filter(|&i| i != index));
-        let lease = balancer.pick(Ask { model: "m", tried: &tried, session: None }, now).unwrap();
+        let lease = balancer.pick(Ask { tried: &tried, ..ask("m") }, now).unwrap();
         lease.finish(&refused(529), now);
     }
     let later = now + Duration::from_secs(10);
     let tried = ids([0]);
-    let retry = Ask { model: "m", tried: &tried, session: None };
+    let retry = Ask { tried: &tried, ..ask("m") };
     let running: Vec<_> = (0..3).map(|_| balancer.pick(retry, later).unwrap()).collect();
     assert_eq!(balancer.pick(retry, later).err().unwrap().why, Why::RetryBudget);
     drop(running);
@@ -276,12 +277,9 @@ fn a_reload_keeps_what_is_still_there() {
     let now = crate::env::now();
     let (a, b) = (endpoint("a"), endpoint("b"));
     let balancer = balancer(vec![a.clone(), b.clone()], now);
-    let on_a = balancer.pick(Ask { model: "m", tried: &ids([1]), session: None }, now).unwrap();
-    let on_b = balancer.pick(Ask { model: "m", tried: &ids([0]), session: None }, now).unwrap();
-    balancer
-        .pick(Ask { model: "m", tried: &ids([0]), session: None }, now)
-        .unwrap()
-        .finish(&refused(429), now);
+    let on_a = balancer.pick(Ask { tried: &ids([1]), ..ask("m") }, now).unwrap();
+    let on_b = balancer.pick(Ask { tried: &ids([0]), ..ask("m") }, now).unwrap();
+    balancer.pick(Ask { tried: &ids([0]), ..ask("m") }, now).unwrap().finish(&refused(429), now);
     let moved = Endpoint { address: "http://elsewhere".into(), ..a.clone() };
     balancer.replace(settings(Strategy::RoundRobin), vec![endpoint("c"), b, moved], now);
     let views = balancer.snapshot(now);
@@ -312,8 +310,8 @@ fn session(key: u64) -> Session {
     Session { key, idle: Duration::from_secs(300) }
 }
 
-fn ask_for(key: u64) -> Ask<'static> {
-    Ask { model: "m", tried: &[], session: Some(session(key)) }
+pub(super) fn ask_for(key: u64) -> Ask<'static> {
+    Ask { session: Some(session(key)), ..ask("m") }
 }
 
 #[test]

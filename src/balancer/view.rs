@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::breaker::Cause;
+use super::limits::{Level, Limits, PerKind};
 use super::{Member, State};
 use crate::anthropic::sse::Usage;
 
@@ -57,6 +58,10 @@ pub struct EndpointView {
     pub consecutive_failures: u32,
     /// What is kept out: model (or everything), reason, time left.
     pub holds: Vec<(Option<String>, &'static str, Duration)>,
+    /// What is configured and what was learned, with what is used of it, by model.
+    pub levels: Vec<(String, PerKind<Level>)>,
+    /// Configured limits.
+    pub limits: Limits,
     /// Configured weight.
     pub weight: u32,
     /// The part of it that counts now, in thousandths: less than 1000 while traffic grows back after a recovery.
@@ -86,6 +91,8 @@ impl EndpointView {
             opens_again_in: until.map(|until| until.saturating_duration_since(now)),
             consecutive_failures: member.breaker.failures(),
             holds: member.cooldowns.holds(now).into_iter().map(hold).collect(),
+            levels: member.ledgers.levels(now),
+            limits: member.endpoint.limits.clone(),
             weight: member.endpoint.weight,
             share: member.breaker.share(now),
             tokens: member.tokens,

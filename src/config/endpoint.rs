@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::auth::secret;
-use super::raw::{self, At, Field, Pairs, Place, Reader, Text};
+use super::raw::{self, At, Field, Number, Pairs, Place, Reader, Text};
 use super::resolve::{name, names, path_at, whole};
-use super::{Credential, Endpoint};
+use super::{Credential, Endpoint, EndpointLimits, Quota};
 use crate::secret::Secret;
 
 /// All endpoints without problems; those with problems were reported.
@@ -56,6 +56,7 @@ fn endpoint(
         field => Some(whole(field, 1, 1, 1_000_000, reader)),
     };
     let models = names(raw.models, reader);
+    let limits = limits(raw.limits.section(), reader);
     let headers = headers(raw.headers.section(), reader);
     Some(Endpoint {
         name: name?,
@@ -64,6 +65,7 @@ fn endpoint(
         weight,
         max_concurrent,
         models,
+        limits,
         headers,
     })
 }
@@ -190,6 +192,32 @@ fn principal(at: At<raw::OAuth>, reader: &mut Reader<'_>) -> Option<Credential> 
     let client_id = part(raw.client_id, "client_id");
     let client_secret = part(raw.client_secret, "client_secret");
     Some(Credential::OAuth { client_id: client_id?, client_secret: client_secret? })
+}
+
+fn limits(raw: raw::EndpointLimits, reader: &mut Reader<'_>) -> EndpointLimits {
+    let each = Quota {
+        input: limit(raw.input_tokens_per_minute, reader),
+        output: limit(raw.output_tokens_per_minute, reader),
+        requests: limit(raw.requests_per_hour, reader),
+    };
+    let mut models = Vec::new();
+    for (pattern, At { value: raw, .. }) in raw.models.section().0 {
+        let own = Quota {
+            input: limit(raw.input_tokens_per_minute, reader),
+            output: limit(raw.output_tokens_per_minute, reader),
+            requests: limit(raw.requests_per_hour, reader),
+        };
+        models.extend(
+            name(At { value: Text(pattern.value), place: pattern.place }, reader).map(|glob| (glob, own)),
+        );
+    }
+    EndpointLimits { each, models }
+}
+
+fn limit(field: Field<Number>, reader: &mut Reader<'_>) -> Option<u64> {
+    let is_given = field.place().is_some();
+    let number = whole(field, 1, 1, u32::MAX, reader);
+    is_given.then_some(u64::from(number))
 }
 
 fn headers(pairs: Pairs, reader: &mut Reader<'_>) -> Vec<(String, Secret)> {

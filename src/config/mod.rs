@@ -33,6 +33,7 @@ mod tests;
 mod tree;
 
 pub use crate::balancer::breaker::RateRule;
+pub use crate::balancer::limits::{Limits as EndpointLimits, Quota};
 pub use crate::balancer::strategy::Strategy;
 pub use problems::{PROBLEMS_MAX, Problem, Problems};
 
@@ -253,6 +254,8 @@ pub struct Endpoint {
     pub max_concurrent: Option<u32>,
     /// Patterns of the models it serves; none means all.
     pub models: Vec<String>,
+    /// What each model there may take; limits that are learned besides are the balancer's business.
+    pub limits: EndpointLimits,
     /// Added to each request; names in lower case, each once.
     pub headers: Vec<(String, Secret)>,
 }

@@ -59,7 +59,14 @@ shapes! {
     Logging at "logging" { level: Text, format: Text }
     Endpoint at "endpoints[]" {
         name: Text, api_base: Text, token: Text, token_file: Text, oauth: OAuth, weight: Number,
-        max_concurrent: Number, models: Vec<At<Text>>, headers: Pairs,
+        max_concurrent: Number, models: Vec<At<Text>>, limits: EndpointLimits, headers: Pairs,
+    }
+    EndpointLimits at "endpoints[].limits" {
+        input_tokens_per_minute: Number, output_tokens_per_minute: Number, requests_per_hour: Number,
+        models: Pairs<ModelLimits>,
+    }
+    ModelLimits at "endpoints[].limits.models" {
+        input_tokens_per_minute: Number, output_tokens_per_minute: Number, requests_per_hour: Number,
     }
     OAuth at "endpoints[].oauth" { client_id: Text, client_secret: Text }
 }
@@ -130,8 +137,13 @@ pub enum Number {
 }
 
 /// A mapping whose keys are the operator's own, in the order of the file.
-#[derive(Default)]
-pub struct Pairs(pub Vec<(At<String>, At<Text>)>);
+pub struct Pairs<T = Text>(pub Vec<(At<String>, At<T>)>);
+
+impl<T> Default for Pairs<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 /// Reads a value of its kind from a node; a value of another kind is reported and `None`.
 pub trait FromNode: Sized {
@@ -213,7 +225,7 @@ impl<T: FromNode> FromNode for Vec<At<T>> {
     }
 }
 
-impl FromNode for Pairs {
+impl<T: FromNode> FromNode for Pairs<T> {
     const MAY_BE_EMPTY: bool = true;
 
     fn from_node(node: &Node, place: &Place, reader: &mut Reader<'_>) -> Option<Self> {
@@ -221,9 +233,9 @@ impl FromNode for Pairs {
         let mut pairs = Vec::new();
         for (key, node) in &entries.list {
             let place = entries.place_of(key);
-            if let Some(text) = Text::from_node(node, &place, reader) {
+            if let Some(value) = T::from_node(node, &place, reader) {
                 let name = At { value: key.text.clone(), place: place.clone() };
-                pairs.push((name, At { value: text, place }));
+                pairs.push((name, At { value, place }));
             }
         }
         Some(Pairs(pairs))

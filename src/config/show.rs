@@ -5,7 +5,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{AuthMode, CompatMode, Config, Credential, Endpoint, LogFormat, Strategy};
+use super::{AuthMode, CompatMode, Config, Credential, Endpoint, LogFormat, Quota, Strategy};
+use crate::balancer::limits::Kind;
 
 /// The whole configuration, in the order of `config.yaml.example`.
 pub fn show(config: &Config) -> String {
@@ -187,6 +188,20 @@ fn endpoint(endpoint: &Endpoint, page: &mut Page) {
     } else {
         page.list(4, "models", &endpoint.models);
     }
+    if endpoint.limits.is_empty() {
+        page.line(4, "limits: {} # none; learned from 429s");
+    } else {
+        page.line(4, "limits:");
+        quota(6, &endpoint.limits.each, page);
+    }
+    if !endpoint.limits.models.is_empty() {
+        page.line(6, "models:");
+    }
+    for (pattern, own) in &endpoint.limits.models {
+        let is_empty = *own == Quota::default();
+        page.line(8, &format!("{}:{}", key(pattern), if is_empty { " {}" } else { "" }));
+        quota(10, own, page);
+    }
     if endpoint.headers.is_empty() {
         page.line(4, "headers: {}");
     } else {
@@ -194,6 +209,14 @@ fn endpoint(endpoint: &Endpoint, page: &mut Page) {
     }
     for (name, _) in &endpoint.headers {
         page.entry(6, &scalar(name), STARS);
+    }
+}
+
+fn quota(indent: usize, quota: &Quota, page: &mut Page) {
+    for kind in Kind::ALL {
+        if let Some(limit) = quota.of(kind) {
+            page.entry(indent, kind.key(), limit);
+        }
     }
 }
 

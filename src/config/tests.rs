@@ -111,6 +111,7 @@ fn the_least_file_gets_every_default() {
             weight: 1,
             max_concurrent: None,
             models: vec![],
+            limits: EndpointLimits::default(),
             headers: vec![],
         }],
     };
@@ -185,6 +186,12 @@ endpoints:
     weight: 1
     max_concurrent: 32
     models: [ "databricks-claude-*" ]
+    limits:
+      input_tokens_per_minute: 200000
+      requests_per_hour: 7200
+      models:
+        "databricks-claude-opus-*": { input_tokens_per_minute: 50000, output_tokens_per_minute: 5000 }
+        "*": {}
     headers: { X-Databricks-Use-Coding-Agent-Mode: "true" }
   - { name: w2, api_base: "http://[::1]:1", token_file: /run/token, weight: 0 }
   - { name: w3, api_base: "http://h", oauth: { client_id: id, client_secret: "$${x}" }, weight: 2.0 }
@@ -206,6 +213,14 @@ fn every_key_is_read() {
     assert_eq!(config.logging, Logging { level: log::LevelFilter::Debug, format: LogFormat::Json });
     let [first, second, third] = &config.endpoints[..] else { panic!("three endpoints") };
     assert_eq!(first.max_concurrent, Some(32));
+    let quota = |input, output, requests| Quota { input, output, requests };
+    let models = [
+        ("databricks-claude-opus-*", quota(Some(50_000), Some(5_000), None)),
+        ("*", quota(None, None, None)),
+    ];
+    let models = models.map(|(glob, quota)| (glob.to_owned(), quota)).to_vec();
+    assert_eq!(first.limits, EndpointLimits { each: quota(Some(200_000), None, Some(7_200)), models });
+    assert!(second.limits.is_empty());
     assert_eq!(first.headers, [("x-databricks-use-coding-agent-mode".to_owned(), Secret::new("true"))]);
     assert_eq!((second.weight, &second.credential), (0, &Credential::TokenFile("/run/token".into())));
     let oauth = Credential::OAuth { client_id: Secret::new("id"), client_secret: Secret::new("${x}") };

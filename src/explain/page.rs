@@ -171,6 +171,7 @@ fn why(why: Why) -> &'static str {
         Why::AllCooling => "all_cooling",
         Why::AllOut => "all_out",
         Why::RetryBudget => "retry_budget",
+        Why::NoRoom { .. } => "no_room",
     }
 }
 

@@ -127,6 +127,7 @@ fn nobody(why: Option<Why>) -> &'static str {
         Some(Why::RetryBudget) => {
             "an endpoint is there, but its last result was bad and as many such retries run as may"
         }
+        Some(Why::NoRoom { .. }) => "no endpoint has room for it within its configured limits",
         Some(Why::AllOut) | None => "no endpoint can take it",
     }
 }

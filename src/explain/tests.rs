@@ -8,13 +8,20 @@ use crate::outcome::Meaning;
 
 fn balancer(names: &[&str], now: Instant) -> Arc<Balancer<()>> {
     let breaker = breaker::Settings { threshold: 2, timeout: Duration::from_secs(60), rate: None };
-    let settings = Settings { strategy: Strategy::LeastRequests, session_affinity: true, breaker };
+    let settings = Settings {
+        strategy: Strategy::LeastRequests,
+        session_affinity: true,
+        breaker,
+        waiting_max: 8,
+        learns_limits: true,
+    };
     let endpoint = |name: &&str| Endpoint {
         name: name.to_string(),
         address: format!("http://{name}"),
         weight: 1,
         max_concurrent: None,
         models: vec![],
+        limits: crate::balancer::limits::Limits::default(),
         payload: Arc::new(()),
     };
     Balancer::new(settings, names.iter().map(endpoint).collect(), fastrand::Rng::with_seed(1), now)
@@ -68,12 +75,12 @@ fn a_failover_is_told_from_beginning_to_end() {
     let at = |ms: u64| start + Duration::from_millis(ms);
     let balancer = balancer(&["workspace-1", "workspace-2"], start);
     let session = Some(Session { key: 7, idle: Duration::from_secs(300) });
-    let home = |tried| balancer.pick(Ask { model: "m", tried, session }, start).unwrap();
+    let home = |tried| balancer.pick(Ask { model: "m", tried, session, ..Ask::default() }, start).unwrap();
     let first = home(&[EndpointId::for_tests(2)]);
     first.finish(&Outcome::Completed, start);
 
     let mut trace = Trace::default();
-    let (lease, decision) = balancer.decide(Ask { model: "m", tried: &[], session }, at(2));
+    let (lease, decision) = balancer.decide(Ask { model: "m", tried: &[], session, ..Ask::default() }, at(2));
     let lease = lease.unwrap();
     let tried = [lease.id()];
     trace.decided(decision);
@@ -82,7 +89,8 @@ fn a_failover_is_told_from_beginning_to_end() {
     let limited = Outcome::Refused { status: 429, retry_after, meaning: Meaning::RequestLimitExceeded };
     trace.end_attempt(&limited, Some(at(350)), "workspace-1 answered 429 (quoting the prompt)", at(352));
     lease.finish(&limited, at(352));
-    let (lease, decision) = balancer.decide(Ask { model: "m", tried: &tried, session }, at(352));
+    let (lease, decision) =
+        balancer.decide(Ask { model: "m", tried: &tried, session, ..Ask::default() }, at(352));
     trace.decided(decision);
     trace.begin_attempt(at(353));
     trace.end_attempt(&Outcome::Completed, Some(at(1153)), "", at(3013));
@@ -143,7 +151,7 @@ fn every_course_has_its_words() {
     let now = crate::env::now();
     let told = |balancer: &Arc<Balancer<()>>, key: Option<u64>, tried: &[EndpointId]| {
         let session = key.map(|key| Session { key, idle: Duration::from_secs(300) });
-        let (lease, decision) = balancer.decide(Ask { model: "m", tried, session }, now);
+        let (lease, decision) = balancer.decide(Ask { model: "m", tried, session, ..Ask::default() }, now);
         let mut trace = Trace::default();
         trace.decided(decision);
         let words = story::story(&Explained { trace, ..explained("x", now) })[2].clone();
@@ -168,7 +176,7 @@ fn every_course_has_its_words() {
     drop(running);
 
     let one = balancer(&["a"], now);
-    one.pick(Ask { model: "m", tried: &[], session: None }, now)
+    one.pick(Ask { model: "m", tried: &[], session: None, ..Ask::default() }, now)
         .unwrap()
         .finish(&Outcome::Refused { status: 403, retry_after: None, meaning: Meaning::Other }, now);
     let (nobody, words) = told(&one, None, &[]);
@@ -187,7 +195,8 @@ fn memory_is_bounded() {
     let (now, mut trace, mut tried) = (crate::env::now(), Trace::default(), Vec::new());
     let balancer = balancer(&names, now);
     for _ in 0..100 {
-        let (lease, decision) = balancer.decide(Ask { model: "m", tried: &tried, session: None }, now);
+        let (lease, decision) =
+            balancer.decide(Ask { model: "m", tried: &tried, session: None, ..Ask::default() }, now);
         let chosen = decision.chosen.expect("there are enough");
         assert!(decision.of(chosen).is_some(), "the chosen one is kept");
         assert_eq!(decision.considered.len() + decision.more, 200);

@@ -13,6 +13,7 @@ use super::surface::Failure;
 use super::{Messages, Report};
 use crate::anthropic::error::{Presented, meaning, present, status_of_error_type};
 use crate::anthropic::sse::{Scanner, error_of, usage_of_message};
+use crate::balancer::limits::Kind;
 use crate::env;
 use crate::front::{Ending, Exchange};
 use crate::http::forward;
@@ -184,6 +185,7 @@ impl Attempt<'_> {
             return self.client_gone();
         }
         let outcome = Outcome::Refused { status, retry_after: wait, meaning: meaning(status, &body) };
+        let limited_by = Kind::named_by(&outcome, &body);
         let presented = present(
             status,
             content_type.as_deref(),
@@ -206,6 +208,7 @@ impl Attempt<'_> {
         let failure =
             Failure::Upstream { status, headers, body, retry_after: wait, endpoint: workspace.name.clone() };
         let mut end = End::failed(failure, outcome, why);
+        end.report.limited_by = limited_by;
         end.report.request_id = given_id;
         end
     }
@@ -227,6 +230,7 @@ impl Attempt<'_> {
         };
         let ended = stream.run(&mut incoming.into_body(), &mut [0; STREAM_BUFFER_BYTES]);
         let usage = *stream.scanner.usage();
+        let mut limited_by = None;
         let mut end = match ended {
             StreamEnded::Complete => {
                 let keeps = self.downstream.is_chunked();
@@ -235,6 +239,7 @@ impl Attempt<'_> {
             }
             StreamEnded::ErrorEvent { kind, data } => {
                 let status = status_of_error_type(&kind);
+                limited_by = Kind::named_by(&Outcome::ErrorEvent { status }, &data);
                 let why = format!("{} began with an error event: {kind}", marks.endpoint);
                 let data = match present(status, Some("application/json"), &data, token.expose(), self.id) {
                     Presented::Masked(masked) => masked,
@@ -252,6 +257,7 @@ impl Attempt<'_> {
             StreamEnded::ClientGone => self.client_gone(),
         };
         end.report.usage = usage;
+        end.report.limited_by = limited_by;
         end.report.status.get_or_insert(status);
         end.report.request_id = given_id;
         end
@@ -354,12 +360,12 @@ impl<R: Read, C: Fn() -> Instant> Read for Until<R, C> {
 }
 
 /// What a request can bear while nothing has come from the workspace.
-struct Patience {
-    downstream: Rc<Downstream>,
-    limits: Limits,
-    until: Instant,
+pub(super) struct Patience {
+    pub(super) downstream: Rc<Downstream>,
+    pub(super) limits: Limits,
+    pub(super) until: Instant,
     /// For streams: the head that a heartbeat may commit to.
-    heartbeat_head: Option<Vec<u8>>,
+    pub(super) heartbeat_head: Option<Vec<u8>>,
 }
 
 impl Wait for Patience {

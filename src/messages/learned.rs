@@ -49,7 +49,7 @@ pub struct View {
 }
 
 /// `compat` in /stats.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Views {
     /// Attempts made only to find out whether a request works without a field.
     extra_attempts: u64,

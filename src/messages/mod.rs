@@ -10,9 +10,11 @@ mod heads;
 pub mod learned;
 mod notices;
 mod prepare;
+mod room;
 mod surface;
 mod turn;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::access::Record;
 use crate::anthropic::model::Families;
 use crate::anthropic::sse::Usage;
+use crate::balancer::limits::Kind;
 use crate::balancer::{Balancer, EndpointId, Lease};
 use crate::env;
 use crate::explain::Explanations;
@@ -30,9 +33,11 @@ use crate::retry::{self, Next};
 use crate::upstream::Workspace;
 use attempt::Attempted;
 use prepare::Prepared;
+use room::{Nobody, Seeker};
 use surface::Surface;
 use turn::{Turn, Turned};
 
+pub use room::Waiting;
 pub use turn::Compat;
 
 /// What all message requests share.
@@ -53,6 +58,8 @@ pub struct Messages {
     pub compat: Compat,
     /// Why the last requests went where they went.
     pub explanations: Arc<Explanations>,
+    /// When no endpoint has room.
+    pub waiting: Waiting,
 }
 
 impl Messages {
@@ -88,17 +95,24 @@ impl Messages {
     ) -> Ending {
         let surface = Surface { exchange, downstream };
         let mut tried = Vec::new();
-        let (picked, decision) = self.balancer.decide(prepared.ask(&tried), env::now());
-        record.decided(decision);
-        let mut lease = match picked {
+        let seeker = Seeker { messages: self, exchange, prepared, downstream, until: Cell::new(None) };
+        let mut lease = match seeker.find(&tried, record) {
             Ok(lease) => lease,
-            Err(nobody) => return surface.unavailable(nobody, prepared, record),
+            Err(Nobody::Unavailable(nobody)) => {
+                let shortages = self.balancer.shortages(prepared.ask(&tried), env::now());
+                return surface.unavailable(nobody, &shortages, prepared, record);
+            }
+            Err(Nobody::ClientGone) => {
+                record.is_client_gone = true;
+                return Ending::Broken;
+            }
         };
         loop {
             tried.push(lease.id());
             let turn = Turn { messages: self, exchange, prepared, downstream, lease: &lease };
-            let Turned { attempted, outcome, why, usage, is_final } = turn.run(record);
+            let Turned { attempted, outcome, why, usage, limited_by, is_final } = turn.run(record);
             lease.reported(usage);
+            lease.limited_by(limited_by);
             self.settle(lease, &outcome, &why);
             let failure = match attempted {
                 Attempted::Answered(ending) => return ending,
@@ -108,10 +122,10 @@ impl Messages {
                 true => Next::Surface,
                 false => retry::next(&outcome, tried.len() as u32, self.max_attempts),
             };
-            lease = match self.next_lease(next, &tried, prepared, downstream, record) {
+            lease = match self.next_lease(next, &tried, &seeker, record) {
                 Some(lease) => lease,
                 None => {
-                    let soonest = self.balancer.soonest(&prepared.model, env::now());
+                    let soonest = self.balancer.soonest(prepared.ask(&tried), env::now());
                     return surface.failure(failure, soonest, record);
                 }
             };
@@ -130,27 +144,24 @@ impl Messages {
         &self,
         next: Next,
         tried: &[EndpointId],
-        prepared: &Prepared<'_>,
-        downstream: &Downstream,
+        seeker: &Seeker<'_>,
         record: &mut Record,
     ) -> Option<Lease<Workspace>> {
         if next == Next::Surface {
             return None;
         }
-        let model = &prepared.model;
-        let (picked, decision) = self.balancer.decide(prepared.ask(tried), env::now());
-        record.decided(decision);
-        if let Ok(lease) = picked {
+        if let Ok(lease) = seeker.find(tried, record) {
             return Some(lease);
         }
-        let only = tried[0];
-        let may_repeat = next == Next::OtherOrSame && tried.len() == 1 && self.balancer.is_only_one(model);
+        let (only, ask) = (tried[0], seeker.prepared.ask(tried));
+        let may_repeat =
+            next == Next::OtherOrSame && tried.len() == 1 && self.balancer.is_only_one(ask.model);
         // Not while it is out: then the client learns it at once.
-        let may_repeat = may_repeat && self.balancer.can_take(only, model, env::now());
-        if !may_repeat || !pause(retry::same_endpoint_pause(&mut env::rng()), downstream) {
+        let may_repeat = may_repeat && self.balancer.can_take(only, ask, env::now());
+        if !may_repeat || !pause(retry::same_endpoint_pause(&mut env::rng()), seeker.downstream) {
             return None;
         }
-        let (lease, decision) = self.balancer.pick_again(only, model, env::now())?;
+        let (lease, decision) = self.balancer.pick_again(only, ask, env::now())?;
         record.decided(decision);
         Some(lease)
     }
@@ -180,6 +191,8 @@ struct Report {
     request_id: Option<String>,
     /// Tokens, as far as the workspace told.
     usage: Usage,
+    /// The limit that a 429 named.
+    limited_by: Option<Kind>,
     /// When the workspace's status was known.
     head_at: Option<Instant>,
 }

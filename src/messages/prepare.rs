@@ -11,6 +11,7 @@ use crate::anthropic::compat::without_adaptive;
 use crate::anthropic::model::{is_4_5_or_older, map_model};
 use crate::anthropic::session::session_of_user_id;
 use crate::balancer::affinity::Session;
+use crate::balancer::limits::Need;
 use crate::balancer::{Ask, EndpointId};
 use crate::front::Exchange;
 use crate::http::answer::Refusal;
@@ -23,6 +24,8 @@ pub(super) struct Prepared<'a> {
     pub(super) facts: Facts,
     /// The model as the workspaces call it.
     pub(super) model: String,
+    /// Of the client's body.
+    bytes: u64,
     body: Pieces,
     headers: Vec<(&'a str, &'a str)>,
     query: Option<&'a str>,
@@ -34,7 +37,8 @@ pub(super) struct Prepared<'a> {
 impl Prepared<'_> {
     /// What the balancer is asked for.
     pub(super) fn ask<'s>(&'s self, tried: &'s [EndpointId]) -> Ask<'s> {
-        Ask { model: &self.model, tried, session: self.session }
+        let need = Need { bytes: self.bytes, max_tokens: self.facts.max_tokens, density: None };
+        Ask { model: &self.model, tried, session: self.session, need, place: None }
     }
 
     /// The same for every attempt, but for what an endpoint does not take.
@@ -63,7 +67,8 @@ pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result
     let connection = head.header("connection");
     let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
     let session = session(head, &facts, &model);
-    Ok(Prepared { facts, model, body, headers, query: head.query(), session, is_downgraded })
+    let bytes = exchange.body.len() as u64;
+    Ok(Prepared { facts, model, bytes, body, headers, query: head.query(), session, is_downgraded })
 }
 
 /// The bytes with the model's name in the place of the client's.

@@ -11,14 +11,12 @@ use super::prepare::Prepared;
 use crate::access::Record;
 use crate::anthropic::error::{error_body, error_event, error_type};
 use crate::anthropic::sse::error_of;
-use crate::balancer::{Unavailable, Why};
+use crate::balancer::limits::Kind;
+use crate::balancer::{RETRY_AFTER_MAX, Shortage, Unavailable, Why};
 use crate::env;
 use crate::front::{Ending, Exchange};
 use crate::http::answer::{Refusal, field, finish, start};
 use crate::relay::Downstream;
-
-/// Claude Code gives up at once when it is told to wait for longer, and sleeps exactly this long up to here.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// How the last attempt failed, in the client's terms.
 pub(super) enum Failure {
@@ -51,6 +49,23 @@ impl Failure {
     }
 }
 
+/// What to say when every endpoint is at a configured limit.
+fn no_room(model: &str, shortages: &[Shortage]) -> String {
+    use std::fmt::Write as _;
+    const SHOWN: usize = 8;
+    let mut message =
+        format!("no workspace has room for this request for {model} within its configured limits");
+    for (at, Shortage { endpoint, kind, level, wait }) in shortages.iter().take(SHOWN).enumerate() {
+        let (sign, limit) = (if at == 0 { ": " } else { "; " }, level.limit.unwrap_or_default());
+        let (used, words, seconds) = (level.used, kind.key().replace('_', " "), wait.as_secs() + 1);
+        let _ =
+            write!(message, "{sign}{endpoint} has {used} of {limit} {words} in use, room within {seconds} s");
+    }
+    let is_output = shortages.iter().any(|shortage| shortage.kind == Kind::Output);
+    let reserved = if is_output { ", lower max_tokens (CLAUDE_CODE_MAX_OUTPUT_TOKENS)" } else { "" };
+    message + &format!(" (ask again later{reserved}, raise endpoints[].limits, or add a workspace)")
+}
+
 /// Shows failures to one client.
 pub(super) struct Surface<'a> {
     pub(super) exchange: &'a Exchange,
@@ -68,11 +83,12 @@ impl Surface<'_> {
     pub(super) fn unavailable(
         &self,
         nobody: Unavailable,
+        shortages: &[Shortage],
         prepared: &Prepared<'_>,
         record: &mut Record,
     ) -> Ending {
         let (asked, model) = (&prepared.facts.model, &prepared.model);
-        let wait = nobody.soonest.unwrap_or_default().clamp(Duration::from_secs(1), RETRY_AFTER_MAX);
+        let wait = nobody.retry_after();
         match nobody.why {
             Why::NoneServesModel => {
                 let message = format!(
@@ -83,6 +99,13 @@ impl Surface<'_> {
             }
             Why::AllCooling => {
                 let message = format!("every endpoint is over its rate limit or overloaded for {model}");
+                self.answer(429, "rate_limit_error", &message, Some(wait), record)
+            }
+            Why::NoRoom { .. } => {
+                let message = no_room(model, shortages);
+                if self.downstream.has_head() {
+                    return self.error_event(Failure::local(429, &message), record);
+                }
                 self.answer(429, "rate_limit_error", &message, Some(wait), record)
             }
             Why::AllOut | Why::RetryBudget => {

@@ -18,6 +18,7 @@ use crate::access::{Record, Reported};
 use crate::anthropic::compat::{PATHS_MAX, Path, rejected_path, remove, without_betas};
 use crate::anthropic::sse::Usage;
 use crate::balancer::Lease;
+use crate::balancer::limits::Kind;
 use crate::env;
 use crate::front::Exchange;
 use crate::outcome::{Meaning, Outcome};
@@ -56,6 +57,8 @@ pub(super) struct Turned {
     pub(super) why: String,
     /// Tokens, as far as the workspace told.
     pub(super) usage: Usage,
+    /// The limit that was exceeded, as the workspace names it.
+    pub(super) limited_by: Option<Kind>,
     /// The client must see the failure, whatever the outcome of the last attempt would allow.
     pub(super) is_final: bool,
 }
@@ -190,15 +193,15 @@ fn end(
     first: Option<(Failure, Report)>,
     record: &mut Record,
 ) -> Turned {
-    let Report { why, usage, request_id, .. } = report;
+    let Report { why, usage, limited_by, request_id, .. } = report;
     match (attempted, first) {
         (Attempted::Failed(_), Some((failure, shown))) => {
             record.shown_id = shown.request_id.unwrap_or_default();
-            Turned { attempted: Attempted::Failed(failure), outcome, why, usage, is_final: true }
+            Turned { attempted: Attempted::Failed(failure), outcome, why, usage, limited_by, is_final: true }
         }
         (attempted, _) => {
             record.shown_id = request_id.unwrap_or_default();
-            Turned { attempted, outcome, why, usage, is_final: false }
+            Turned { attempted, outcome, why, usage, limited_by, is_final: false }
         }
     }
 }

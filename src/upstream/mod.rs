@@ -354,6 +354,7 @@ mod tests {
             weight: 1,
             max_concurrent: None,
             models: Vec::new(),
+            limits: config::EndpointLimits::default(),
             headers: Vec::new(),
         };
         let workspace = Workspace::new(&written, &network).unwrap();

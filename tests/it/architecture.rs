@@ -21,6 +21,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
             "balancer/breaker",
             "balancer/cooldown",
             "balancer/window",
+            "balancer/limits",
         ],
     ),
     ("what the operator wrote", &["config", "cli"]),
@@ -34,7 +35,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
 ];
 
 /// Rooms that decide and do nothing: no clock, lock, log, socket, thread or HTTP library.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "anthropic",
     "auth",
     "http",
@@ -44,6 +45,7 @@ const PURE: [&str; 9] = [
     "balancer/breaker",
     "balancer/cooldown",
     "balancer/window",
+    "balancer/limits",
 ];
 
 const BANNED_IN_PURE: [&str; 11] = [

@@ -30,6 +30,7 @@ mod refusals;
 mod relay;
 mod reload;
 mod replicas;
+mod room;
 mod routes;
 mod secrets;
 mod sessions;

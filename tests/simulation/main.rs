@@ -8,12 +8,17 @@ mod workload;
 mod workspace;
 mod world;
 
+use claude_lb::balancer::limits::Quota;
 use policy::Kind;
 use world::{Tally, p95};
 
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=5;
 /// Input tokens per minute that a workspace lets in, for the runs that count 429s.
 const QUOTA: u64 = 3_800_000;
+/// The same where it is tight, and output tokens likewise.
+const TIGHT_INPUT: u64 = 2_000_000;
+const TIGHT_OUTPUT: u64 = 300_000;
+const NO_QUOTA: Quota = Quota { input: None, output: None, requests: None };
 
 /// All seeds together, without a quota and with it.
 struct Row {
@@ -29,8 +34,9 @@ impl Row {
             SEEDS.for_each(|seed| sum.add(world::run(kind, seed, quota)));
             sum
         };
-        let limited_per_run = sum(Some(QUOTA)).limited as f64 / SEEDS.count() as f64;
-        Self { kind, free: sum(None), limited_per_run }
+        let limited_per_run =
+            sum(Quota { input: Some(QUOTA), ..NO_QUOTA }).limited as f64 / SEEDS.count() as f64;
+        Self { kind, free: sum(NO_QUOTA), limited_per_run }
     }
 
     fn print(&self) {
@@ -75,6 +81,54 @@ fn affinity_is_worth_it() {
 #[test]
 fn a_run_is_the_same_each_time() {
     let figures = |tally: Tally| (tally.requests, tally.input, tally.cached, tally.imbalance);
-    let [first, second] = [(); 2].map(|()| figures(world::run(Kind::Ours, 1, Some(QUOTA))));
+    let [first, second] =
+        [(); 2].map(|()| figures(world::run(Kind::Ours, 1, Quota { input: Some(QUOTA), ..NO_QUOTA })));
     assert_eq!(first, second);
+}
+
+/// All seeds together under a quota that is too small at times.
+fn tight(what: &str, quota: Quota) -> [Tally; 4] {
+    let mut table =
+        format!("| {what:28} | 429s per run | turned away | waited | p95 | answered | cached |\n");
+    let sums = Kind::TIGHT.map(|kind| {
+        let mut sum = Tally::default();
+        SEEDS.for_each(|seed| sum.add(world::run(kind, seed, quota)));
+        let per_run = |count: u64| count as f64 / SEEDS.count() as f64;
+        table += &format!(
+            "| {:28} | {:.1} | {:.1} | {:.1} | {:.1} s | {:.0} | {:.1} % |\n",
+            kind.name(),
+            per_run(sum.limited),
+            per_run(sum.turned_away),
+            per_run(sum.waited.len() as u64),
+            p95(&sum.waited),
+            per_run(sum.requests),
+            100.0 * sum.cached_share(),
+        );
+        sum
+    });
+    println!("{table}");
+    sums
+}
+
+/// Input per minute that the workspaces together take on average, and not when sub-agents come in numbers.
+#[test]
+fn configured_limits_leave_no_429s_of_input() {
+    let quota = Quota { input: Some(TIGHT_INPUT), ..NO_QUOTA };
+    let [least_requests, _, learned, limited] = tight("input tokens", quota);
+    assert!(least_requests.limited > 500, "the quota is tight: {}", least_requests.limited);
+    assert!(10 * limited.limited <= least_requests.limited, "{}", limited.limited);
+    assert!(10 * limited.turned_away <= least_requests.turned_away, "{}", limited.turned_away);
+    assert!(4 * learned.limited <= 3 * least_requests.limited, "{}", learned.limited);
+}
+
+/// What `max_tokens` reserves is given back when an answer ends; until then it is spent.
+#[test]
+fn configured_limits_leave_no_429s_of_output() {
+    let quota = Quota { output: Some(TIGHT_OUTPUT), ..NO_QUOTA };
+    let [least_requests, _, _, limited] = tight("output tokens", quota);
+    assert!(least_requests.limited > 500, "the quota is tight: {}", least_requests.limited);
+    // Rests that doubled while requests were let in between them left 2,355 of 7,200.
+    assert!(least_requests.requests / SEEDS.count() as u64 > 6_500, "{}", least_requests.requests);
+    assert!(10 * limited.limited <= least_requests.limited, "{}", limited.limited);
+    assert!(10 * limited.turned_away <= least_requests.turned_away, "{}", limited.turned_away);
 }

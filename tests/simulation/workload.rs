@@ -34,6 +34,8 @@ pub struct Turn {
     pub input: u64,
     /// Output tokens.
     pub output: u64,
+    /// Bytes of the request: 4 for a token of the prefix, 3.2 to 4.4 for one of the conversation, by what it is about.
+    pub bytes: u64,
 }
 
 /// A main loop or a sub-agent.
@@ -80,12 +82,15 @@ impl Agent {
             None => (Prefix::Main, 22_000, 500, 1_500, 350.0),
             Some(_) => (Prefix::Sub, 14_000, 800, 1_800, 300.0),
         };
+        let input = prefix_tokens + first + per_turn * self.turn;
+        let bytes_per_token = 3.2 + (self.conversation % 1201) as f64 / 1000.0;
         Turn {
             conversation: self.conversation,
             prefix,
             prefix_tokens,
-            input: prefix_tokens + first + per_turn * self.turn,
+            input,
             output: 1 + exponential(&mut self.rng, output) as u64,
+            bytes: 4 * prefix_tokens + ((input - prefix_tokens) as f64 * bytes_per_token) as u64,
         }
     }
 

@@ -3,6 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use claude_lb::balancer::limits::{Kind, Quota};
+
+use crate::policy::MAX_TOKENS;
 use crate::workload::{Prefix, Turn, seconds};
 
 /// How long a cached prefix lives after its last use.
@@ -28,35 +31,52 @@ pub struct Service {
     pub whole: Duration,
 }
 
+/// A 429, and the limit that it names.
+#[derive(Debug, Clone, Copy)]
+pub struct Limited {
+    pub by: Kind,
+}
+
 /// A workspace of the simulation.
 #[derive(Debug, Default)]
 pub struct Workspace {
     /// Tokens, and until when they stay.
     cache: HashMap<Entry, (u64, Instant)>,
-    admitted: VecDeque<(Instant, u64)>,
-    in_window: u64,
+    /// What was let in within the last minute.
+    admitted: VecDeque<Admitted>,
+}
+
+/// Tokens of one request as the quota counts them.
+#[derive(Debug, Clone, Copy)]
+struct Admitted {
+    at: Instant,
+    conversation: u64,
+    input: u64,
+    /// What it has reserved, until its answer ends; then what that took.
+    output: u64,
 }
 
 impl Workspace {
-    /// Lets a request in, or answers 429 when its input does not fit into the last minute any more.
-    pub fn admit(&mut self, turn: &Turn, quota: Option<u64>, now: Instant) -> Option<Service> {
-        while let Some(&(at, tokens)) = self.admitted.front()
-            && at + QUOTA_WINDOW <= now
-        {
-            self.in_window -= tokens;
+    /// Lets a request in, or answers 429 when it does not fit into the last minute any more.
+    pub fn admit(&mut self, turn: &Turn, quota: Quota, now: Instant) -> Result<Service, Limited> {
+        while self.admitted.front().is_some_and(|first| first.at + QUOTA_WINDOW <= now) {
             self.admitted.pop_front();
         }
-        if quota.is_some_and(|quota| self.in_window + turn.input > quota) {
-            return None;
+        let sum = |of: fn(&Admitted) -> u64| self.admitted.iter().map(of).sum::<u64>();
+        if quota.input.is_some_and(|quota| sum(|one| one.input) + turn.input > quota) {
+            return Err(Limited { by: Kind::Input });
         }
-        self.admitted.push_back((now, turn.input));
-        self.in_window += turn.input;
+        if quota.output.is_some_and(|quota| sum(|one| one.output) + MAX_TOKENS > quota) {
+            return Err(Limited { by: Kind::Output });
+        }
+        let (conversation, input) = (turn.conversation, turn.input);
+        self.admitted.push_back(Admitted { at: now, conversation, input, output: MAX_TOKENS });
         let prefix = self.read(Entry::Prefix(turn.prefix), now);
         let cached = self.read(Entry::Conversation(turn.conversation), now).max(prefix);
         let uncached = turn.input - cached;
         let first_token = 0.8 + uncached as f64 / 15_000.0 + cached as f64 / 200_000.0;
         let whole = first_token + turn.output as f64 / 70.0;
-        Some(Service { cached, first_token: seconds(first_token), whole: seconds(whole) })
+        Ok(Service { cached, first_token: seconds(first_token), whole: seconds(whole) })
     }
 
     /// The first token has come.
@@ -64,6 +84,14 @@ impl Workspace {
         let until = now + CACHE_WARM;
         self.cache.insert(Entry::Prefix(turn.prefix), (turn.prefix_tokens, until));
         self.cache.insert(Entry::Conversation(turn.conversation), (turn.input, until));
+    }
+
+    /// The answer has ended: what was reserved and not used is given back.
+    pub fn end(&mut self, turn: &Turn) {
+        let mine = self.admitted.iter_mut().rev().find(|one| one.conversation == turn.conversation);
+        if let Some(admitted) = mine {
+            admitted.output = turn.output;
+        }
     }
 
     /// Tokens that are there and warm; reading keeps them so.

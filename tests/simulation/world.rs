@@ -4,12 +4,14 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
-use claude_lb::balancer::Lease;
+use claude_lb::anthropic::sse::Usage;
+use claude_lb::balancer::limits::Quota;
+use claude_lb::balancer::{Lease, Place};
 use claude_lb::outcome::{Meaning, Outcome};
 
 use crate::policy::{Kind, Policy, Refused, WORKSPACES};
 use crate::workload::{Agent, Next, SESSIONS, Turn};
-use crate::workspace::Workspace;
+use crate::workspace::{Service, Workspace};
 
 /// How long a run lasts.
 const LENGTH: Duration = Duration::from_secs(40 * 60);
@@ -19,6 +21,10 @@ const SAMPLE: Duration = Duration::from_secs(1);
 const IN_FLIGHT_MIN: usize = 4;
 /// As the configuration has it by default.
 const MAX_ATTEMPTS: usize = 3;
+/// Likewise.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a waiting request looks again; in operation more often.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What one run came to, or several.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +34,10 @@ pub struct Tally {
     pub cached: u64,
     /// 429s that the workspaces answered.
     pub limited: u64,
+    /// Requests that the clients got back unanswered, and sent again.
+    pub turned_away: u64,
+    /// Requests that waited for room, in seconds.
+    pub waited: Vec<f64>,
     /// The busiest workspace's load over the mean one, as each request finds it.
     pub imbalance: Vec<f64>,
     /// The same once a second, whether or not anything begins.
@@ -50,6 +60,8 @@ impl Tally {
         self.input += other.input;
         self.cached += other.cached;
         self.limited += other.limited;
+        self.turned_away += other.turned_away;
+        self.waited.extend(other.waited);
         self.imbalance.extend(other.imbalance);
         self.imbalance_by_clock.extend(other.imbalance_by_clock);
     }
@@ -59,15 +71,25 @@ impl Tally {
 pub fn p95(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() * 95 / 100]
+    sorted.get(sorted.len() * 95 / 100).copied().unwrap_or_default()
 }
 
 /// What happens at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Ask { agent: usize },
-    FirstToken { agent: usize },
-    Answered { agent: usize },
+    Ask {
+        agent: usize,
+    },
+    /// It waits for room.
+    LookAgain {
+        agent: usize,
+    },
+    FirstToken {
+        agent: usize,
+    },
+    Answered {
+        agent: usize,
+    },
     Sample,
 }
 
@@ -75,15 +97,27 @@ enum Event {
 struct Running {
     lease: Lease<usize>,
     turn: Turn,
+    cached: u64,
+}
+
+/// A request that is on its way through the proxy.
+struct Asking {
+    turn: Turn,
+    tried: Vec<Refused>,
+    /// In the line of those who wait for room, and since when and until when.
+    waiting: Option<(Place<usize>, Instant)>,
+    until: Option<Instant>,
 }
 
 struct World {
     policy: Policy,
-    quota: Option<u64>,
+    quota: Quota,
     workspaces: Vec<Workspace>,
     agents: Vec<Agent>,
     /// By agent: each waits for its answer before it goes on.
     running: Vec<Option<Running>>,
+    /// By agent.
+    asking: Vec<Option<Asking>>,
     /// Requests at each workspace.
     loads: [usize; WORKSPACES],
     /// Sub-agents at work, by session.
@@ -95,14 +129,15 @@ struct World {
 }
 
 /// One run.
-pub fn run(kind: Kind, seed: u64, quota: Option<u64>) -> Tally {
+pub fn run(kind: Kind, seed: u64, quota: Quota) -> Tally {
     let start = claude_lb::env::now();
     let mut world = World {
-        policy: Policy::new(kind, seed, start),
+        policy: Policy::new(kind, seed, quota, start),
         quota,
         workspaces: (0..WORKSPACES).map(|_| Workspace::default()).collect(),
         agents: Vec::new(),
         running: Vec::new(),
+        asking: Vec::new(),
         loads: [0; WORKSPACES],
         subs: vec![0; SESSIONS],
         events: BinaryHeap::new(),
@@ -132,20 +167,35 @@ impl World {
     fn enter(&mut self, agent: Agent, at: Instant) {
         self.agents.push(agent);
         self.running.push(None);
+        self.asking.push(None);
         self.plan(at, Event::Ask { agent: self.agents.len() - 1 });
     }
 
     fn happen(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Ask { agent } => self.ask(agent, now),
+            Event::Ask { agent } => {
+                let turn = self.agents[agent].ask();
+                self.asking[agent] = Some(Asking { turn, tried: Vec::new(), waiting: None, until: None });
+                self.ask(agent, now);
+            }
+            Event::LookAgain { agent } => self.ask(agent, now),
             Event::FirstToken { agent } => {
                 let running = self.running[agent].as_ref().expect("it is being answered");
                 self.workspaces[**running.lease.payload()].write(&running.turn, now);
             }
             Event::Answered { agent } => {
-                let running = self.running[agent].take().expect("it is being answered");
-                self.loads[**running.lease.payload()] -= 1;
-                running.lease.finish(&Outcome::Completed, now);
+                let Running { mut lease, turn, cached } =
+                    self.running[agent].take().expect("it is being answered");
+                self.loads[**lease.payload()] -= 1;
+                self.workspaces[**lease.payload()].end(&turn);
+                let usage = Usage {
+                    input_tokens: Some(turn.input - cached),
+                    output_tokens: Some(turn.output),
+                    cache_read_input_tokens: Some(cached),
+                    ..Usage::default()
+                };
+                lease.reported(usage);
+                lease.finish(&Outcome::Completed, now);
                 self.follow(agent, now);
             }
             Event::Sample => {
@@ -157,34 +207,62 @@ impl World {
 
     /// Attempt after attempt, as `messages` does it.
     fn ask(&mut self, agent: usize, now: Instant) {
-        let turn = self.agents[agent].ask();
-        let mut tried: Vec<Refused> = Vec::new();
+        let mut asking = self.asking[agent].take().expect("it asks");
+        let turn = asking.turn;
         let mut wait = Duration::from_secs(1);
-        while tried.len() < MAX_ATTEMPTS {
-            let lease = match self.policy.pick(&turn, self.agents[agent].session, &tried, now) {
+        while asking.tried.len() < MAX_ATTEMPTS {
+            let place = asking.waiting.as_ref().map(|(place, _)| place);
+            let mut lease = match self.policy.pick(&turn, self.session(agent), &asking.tried, place, now) {
                 Ok(lease) => lease,
-                Err(longer) => {
-                    wait = longer;
+                Err(nobody) => {
+                    let until = *asking.until.get_or_insert(now + QUEUE_TIMEOUT);
+                    if nobody.is_worth_waiting(until, now) {
+                        if asking.waiting.is_none() {
+                            asking.waiting = self.policy.wait_in_line().map(|place| (place, now));
+                        }
+                        if asking.waiting.is_some() {
+                            self.asking[agent] = Some(asking);
+                            return self.plan(now + LOOK_AGAIN, Event::LookAgain { agent });
+                        }
+                    }
+                    wait = nobody.retry_after();
                     break;
                 }
             };
-            let number = **lease.payload();
-            if let Some(service) = self.workspaces[number].admit(&turn, self.quota, now) {
-                self.tally.requests += 1;
-                self.tally.input += turn.input;
-                self.tally.cached += service.cached;
-                self.loads[number] += 1;
-                self.tally.imbalance.extend(imbalance(&self.loads));
-                self.running[agent] = Some(Running { lease, turn });
-                self.plan(now + service.first_token, Event::FirstToken { agent });
-                return self.plan(now + service.whole, Event::Answered { agent });
+            if let Some((_, since)) = asking.waiting.take() {
+                self.tally.waited.push((now - since).as_secs_f64());
             }
+            let number = **lease.payload();
+            let limited = match self.workspaces[number].admit(&turn, self.quota, now) {
+                Ok(service) => return self.serve(agent, lease, turn, service, now),
+                Err(limited) => limited,
+            };
             self.tally.limited += 1;
-            tried.push(Refused { id: lease.id(), number });
+            asking.tried.push(Refused { id: lease.id(), number });
+            lease.limited_by(Some(limited.by));
             let limited = Outcome::Refused { status: 429, retry_after: None, meaning: Meaning::Other };
             lease.finish(&limited, now);
         }
+        if let Some((_, since)) = asking.waiting.take() {
+            self.tally.waited.push((now - since).as_secs_f64());
+        }
+        self.tally.turned_away += 1;
         self.plan(now + wait, Event::Ask { agent });
+    }
+
+    fn serve(&mut self, agent: usize, lease: Lease<usize>, turn: Turn, service: Service, now: Instant) {
+        self.tally.requests += 1;
+        self.tally.input += turn.input;
+        self.tally.cached += service.cached;
+        self.loads[**lease.payload()] += 1;
+        self.tally.imbalance.extend(imbalance(&self.loads));
+        self.running[agent] = Some(Running { lease, turn, cached: service.cached });
+        self.plan(now + service.first_token, Event::FirstToken { agent });
+        self.plan(now + service.whole, Event::Answered { agent });
+    }
+
+    fn session(&self, agent: usize) -> usize {
+        self.agents[agent].session
     }
 
     /// What an agent does after an answer.

@@ -78,7 +78,7 @@ fn a_secret_within_a_key_is_not_shown() {
                 .to_owned(),
             format!("c.yaml:1: auth: {NO_KEY}"),
             "c.yaml:2: endpoints[0].token...: unknown key (known here: name, api_base, token, token_file, \
-             oauth, weight, max_concurrent, models, headers)"
+             oauth, weight, max_concurrent, models, limits, headers)"
                 .to_owned(),
             "c.yaml:2: endpoints[0]: `token` is missing (or write `token_file` or `oauth`)".to_owned(),
         ]
@@ -363,6 +363,28 @@ fn endpoints() {
             "c.yaml:7: endpoints[0].max_concurrent: must be a whole number from 1 to 1000000",
             "c.yaml:8: endpoints[0].models[0]: is empty (write a value, or remove the key)",
         ],
+    );
+    let number = "must be a whole number from 1 to 4294967295";
+    check_endpoint(
+        &format!(
+            "{base}token: t\nlimits:\n  input_token_per_minute: 1\n  output_tokens_per_minute: 0\n  \
+             requests_per_hour: many\n  models:\n    'a*': {{ requests_per_hour: 1.5 }}\n    '': {{}}\n    b: 7"
+        ),
+        &[
+            "c.yaml:8: endpoints[0].limits.input_token_per_minute: unknown key (did you mean \
+             `input_tokens_per_minute`?)"
+                .to_owned(),
+            format!("c.yaml:9: endpoints[0].limits.output_tokens_per_minute: {number}"),
+            "c.yaml:10: endpoints[0].limits.requests_per_hour: must be a number, not a text (digits alone, without a \
+             unit)"
+                .to_owned(),
+            format!("c.yaml:12: endpoints[0].limits.models.a*.requests_per_hour: {number}"),
+            "c.yaml:13: endpoints[0].limits.models.: is empty (write a value, or remove the key)".to_owned(),
+            "c.yaml:14: endpoints[0].limits.models.b: must be a mapping (indented `key: value` lines), not a number"
+                .to_owned(),
+        ]
+        .each_ref()
+        .map(String::as_str),
     );
     check_endpoint(
         "api_base: https://me:sesame@h\ntoken: t",

@@ -1,0 +1,100 @@
+//! An endpoint for a request, waited for while none has room.
+//!
+//! Waiting costs a worker, so only so many requests wait at once, and none for longer than `queue_timeout`. No lock is
+//! held meanwhile; a client that leaves is noticed, and a stream is kept alive.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::attempt::Patience;
+use super::prepare::Prepared;
+use super::{Messages, heads};
+use crate::access::Record;
+use crate::balancer::{Ask, EndpointId, Lease, Unavailable};
+use crate::env;
+use crate::front::Exchange;
+use crate::relay::Downstream;
+use crate::upstream::{Abort, Wait as _, Workspace};
+
+/// How often a waiting request looks again: room comes at moments that are known, and when an answer ends.
+const STEP: Duration = Duration::from_millis(20);
+
+/// How many requests wait for room, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting {
+    /// At most; half of the workers.
+    pub most: usize,
+    /// For one request, all its attempts together.
+    pub timeout: Duration,
+}
+
+/// Why there is no endpoint.
+pub(super) enum Nobody {
+    /// None can take it.
+    Unavailable(Unavailable),
+    /// The client has left.
+    ClientGone,
+}
+
+/// Finds endpoints for one request.
+pub(super) struct Seeker<'a> {
+    pub(super) messages: &'a Messages,
+    pub(super) exchange: &'a Exchange,
+    pub(super) prepared: &'a Prepared<'a>,
+    pub(super) downstream: &'a Rc<Downstream>,
+    /// When waiting ends, once it has begun.
+    pub(super) until: Cell<Option<Instant>>,
+}
+
+impl Seeker<'_> {
+    /// One that has not been tried. What was decided is noted: at once, and when a wait has ended.
+    pub(super) fn find(&self, tried: &[EndpointId], record: &mut Record) -> Result<Lease<Workspace>, Nobody> {
+        let ask = self.prepared.ask(tried);
+        let (picked, decision) = self.messages.balancer.decide(ask, env::now());
+        record.decided(decision);
+        picked.or_else(|nobody| self.wait(ask, nobody, record))
+    }
+
+    fn wait(
+        &self,
+        ask: Ask<'_>,
+        nobody: Unavailable,
+        record: &mut Record,
+    ) -> Result<Lease<Workspace>, Nobody> {
+        let balancer = &self.messages.balancer;
+        let until = self.until.get().unwrap_or_else(|| env::now() + self.messages.waiting.timeout);
+        self.until.set(Some(until));
+        let place = match nobody.is_worth_waiting(until, env::now()) {
+            true => balancer.wait_in_line(ask.model),
+            false => None,
+        };
+        let Some(place) = place else { return Err(Nobody::Unavailable(nobody)) };
+        let ask = Ask { place: Some(place.number()), ..ask };
+        let patience = Patience {
+            downstream: Rc::clone(self.downstream),
+            limits: self.messages.limits,
+            until,
+            heartbeat_head: self.prepared.facts.stream.then(|| heads::heartbeat(&record.id, self.exchange)),
+        };
+        loop {
+            let now = env::now();
+            let (picked, decision) = balancer.decide(ask, now);
+            let nobody = match picked {
+                Ok(lease) => {
+                    record.decided(decision);
+                    return Ok(lease);
+                }
+                Err(nobody) => nobody,
+            };
+            match patience.tick() {
+                Err(Abort::ClientGone) => return Err(Nobody::ClientGone),
+                Ok(()) if nobody.is_worth_waiting(until, now) => env::sleep(STEP),
+                _ => {
+                    record.decided(decision);
+                    return Err(Nobody::Unavailable(nobody));
+                }
+            }
+        }
+    }
+}
