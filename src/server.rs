@@ -240,7 +240,7 @@ impl Host {
             },
             Target::EventLogging => admin::event_logging(),
             Target::WarmUp | Target::Messages => admin::warm_up(),
-            Target::CountTokens => match tokens::estimate(&exchange.body) {
+            Target::CountTokens => match tokens::estimate(&exchange.body).map(|e| e.tokens(1.0)) {
                 Ok(count) => admin::count(count),
                 Err(why) => worded(&Refusal::new(400, why), exchange_id),
             },

@@ -36,3 +36,4 @@ mod sessions;
 mod shortages;
 mod states;
 mod support_test;
+mod token_replay;
