@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::balancer::{Balancer, EndpointView};
 use crate::http::answer::Answer;
+use crate::messages::counting;
 use crate::messages::learned::Views;
 
 /// 200 as long as the process answers at all.
@@ -58,8 +59,17 @@ pub struct ProcessNumbers {
     pub draining: bool,
 }
 
+/// What was learned from requests and their answers.
+#[derive(Debug, Serialize)]
+pub struct Learned {
+    /// What is left out of requests.
+    pub compat: Views,
+    /// What each model makes of a text.
+    pub token_counts: Vec<counting::View>,
+}
+
 /// /stats: the five fields that older tools read, and the finer truth.
-pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, now: Instant) -> Answer {
+pub fn stats<T>(balancer: &Balancer<T>, learned: Learned, process: ProcessNumbers, now: Instant) -> Answer {
     #[derive(Serialize)]
     struct Hold<'a> {
         model: Option<&'a str>,
@@ -94,7 +104,8 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
     struct Stats<'a> {
         endpoints: Vec<Endpoint<'a>>,
         affinity: Affinity,
-        compat: Views,
+        #[serde(flatten)]
+        learned: Learned,
         process: ProcessNumbers,
     }
     #[derive(Serialize)]
@@ -147,7 +158,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
             },
         }
     }
-    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, compat, process };
+    let stats = Stats { endpoints: views.iter().map(endpoint).collect(), affinity, learned, process };
     Answer::json(200, serde_json::to_vec(&stats).unwrap_or_default())
 }
 

@@ -57,5 +57,5 @@ fn more_text_costs_more(body: &[u8], tokens: u64) {
     let end = body.iter().rposition(|byte| *byte == b'}').expect("an object has an end");
     let with = |more: &str| count(&[&body[..end], more.as_bytes(), b"}"].concat()).expect("still an object");
     assert_eq!(with(r#","max_tokens":1,"model":"m","metadata":{"user_id":"u"},"stream":true"#), tokens);
-    assert_eq!(with(r#","system":"","tools":[],"messages":[{"role":"user","content":"hi"}]"#), 8);
+    assert_eq!(with(r#","system":"","tools":[],"messages":[{"role":"user","content":"hi"}]"#), 7);
 }

@@ -2,8 +2,9 @@
 //!
 //! It answers `/v1/messages/count_tokens`, which Claude Code asks up to 26 times at once for `/context`: no upstream
 //! is known to offer it, and a round trip would cost a worker. It counts all that reaches the model (system, tools
-//! and messages, not the settings), errs high by a little, and takes one pass of linear time; nesting deeper than
-//! any real content is priced as text instead of being followed.
+//! and messages, not the settings), and takes one pass of linear time; nesting deeper than any real content is priced as
+//! text instead of being followed. What is text is then multiplied by the factor of the model: see [`Factor`]. With it,
+//! and before it, a count errs high by a little.
 
 mod factor;
 mod image;
@@ -457,7 +458,7 @@ mod tests {
         for (name, real) in table {
             let (_, body) = bodies.iter().find(|(path, _)| *path == format!("{name}.body.json")).unwrap();
             let ours = estimate(body).unwrap().tokens(1.0);
-            assert!((real * 55 / 100..=real * 120 / 100).contains(&ours), "{ours} for {real}: {name}");
+            assert!((real * 70 / 100..=real * 115 / 100).contains(&ours), "{ours} for {real}: {name}");
         }
     }
 

@@ -11,6 +11,8 @@
 //! today's models is another one, hence what is learned from real answers: see `learned`. `docs/TOKENS.md` has the
 //! figures, and says how to repeat the fit.
 
+use std::ops::Range;
+
 use super::prices::{
     CASE, DIGIT_BEYOND, INDENT, LENGTH, LETTER_BEYOND, LINE, MARKS, NGRAM, NUMBER, SCRIPT, SPACE, TAB, WORD,
 };
@@ -315,32 +317,38 @@ fn ngram(before: u32, last: u32, symbol: u32) -> i32 {
     i32::from(NGRAM[(hash >> 20) as usize])
 }
 
-/// The script of a character beyond ASCII, as a place in `SCRIPT`, and whether it is a mark rather than a letter.
+/// Where scripts end, in the order of `SCRIPT`, and whether they are marks rather than letters.
+const SCRIPT_ENDS: [(u32, bool); SCRIPT.len()] = [
+    (0x250, false),   // Latin with accents
+    (0x370, false),   // phonetic letters
+    (0x400, false),   // Greek
+    (0x530, false),   // Cyrillic
+    (0x600, false),   // Armenian, Hebrew
+    (0x800, false),   // Arabic
+    (0xe00, false),   // scripts of India
+    (0xf00, false),   // Thai, Lao
+    (0x1e00, false),  // other scripts
+    (0x2000, false),  // more Latin, more Greek
+    (0x2c00, true),   // dashes, quotes, arrows, boxes
+    (0x3000, false),  // rare
+    (0x3040, true),   // CJK marks
+    (0x3100, false),  // kana
+    (0x3400, false),  // signs between
+    (0xa000, false),  // CJK
+    (0xac00, false),  // other scripts
+    (0xd800, false),  // hangul
+    (0xfe00, false),  // compatible forms
+    (0x1_0000, true), // full-width forms
+    (u32::MAX, true), // emoji
+];
+
+/// The marks among the Latin letters.
+const LATIN_MARKS: Range<u32> = 0xa0..0xc0;
+
+/// The script of a character beyond ASCII, as a place in `SCRIPT`, and whether it is a mark.
 fn script_of(code: u32) -> (usize, bool) {
-    match code {
-        0xa0..0xc0 => (0, true),  // marks of Latin-1
-        0..0x250 => (0, false),   // Latin with accents
-        ..0x370 => (1, false),    // phonetic letters
-        ..0x400 => (2, false),    // Greek
-        ..0x530 => (3, false),    // Cyrillic
-        ..0x600 => (4, false),    // Armenian, Hebrew
-        ..0x800 => (5, false),    // Arabic
-        ..0xe00 => (6, false),    // scripts of India
-        ..0xf00 => (7, false),    // Thai, Lao
-        ..0x1e00 => (8, false),   // other scripts
-        ..0x2000 => (9, false),   // more Latin, more Greek
-        ..0x2c00 => (10, true),   // dashes, quotes, arrows, boxes
-        ..0x3000 => (11, false),  // rare
-        ..0x3040 => (12, true),   // CJK marks
-        ..0x3100 => (13, false),  // kana
-        ..0x3400 => (14, false),  // signs between
-        ..0xa000 => (15, false),  // CJK
-        ..0xac00 => (16, false),  // other scripts
-        ..0xd800 => (17, false),  // hangul
-        ..0xfe00 => (18, false),  // compatible forms
-        ..0x1_0000 => (19, true), // full-width forms
-        _ => (20, true),          // emoji
-    }
+    let script = SCRIPT_ENDS.partition_point(|(end, _)| *end <= code).min(SCRIPT_ENDS.len() - 1);
+    (script, SCRIPT_ENDS[script].1 || LATIN_MARKS.contains(&code))
 }
 
 /// The character at the front and its length in bytes.
