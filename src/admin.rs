@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::balancer::limits::{Kind, Level, PerKind, Quota};
 use crate::balancer::{Balancer, EndpointView};
 use crate::http::answer::Answer;
+use crate::messages::counting;
 use crate::messages::learned::Views;
 
 /// 200 as long as the process answers at all.
@@ -60,8 +61,17 @@ pub struct ProcessNumbers {
     pub draining: bool,
 }
 
+/// What was learned from requests and their answers.
+#[derive(Debug, Default, Serialize)]
+pub struct Learned {
+    /// What is left out of requests.
+    pub compat: Views,
+    /// What each model makes of a text.
+    pub token_counts: Vec<counting::View>,
+}
+
 /// /stats: the five fields that older tools read, and the finer truth.
-pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, now: Instant) -> Answer {
+pub fn stats<T>(balancer: &Balancer<T>, learned: Learned, process: ProcessNumbers, now: Instant) -> Answer {
     #[derive(Serialize)]
     struct Hold<'a> {
         model: Option<&'a str>,
@@ -98,7 +108,8 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         endpoints: Vec<Endpoint<'a>>,
         waiting_for_room: usize,
         affinity: Affinity,
-        compat: Views,
+        #[serde(flatten)]
+        learned: Learned,
         process: ProcessNumbers,
     }
     #[derive(Serialize)]
@@ -153,7 +164,7 @@ pub fn stats<T>(balancer: &Balancer<T>, compat: Views, process: ProcessNumbers, 
         }
     }
     let endpoints = views.iter().map(endpoint).collect();
-    let stats = Stats { endpoints, waiting_for_room: balancer.waiting(), affinity, compat, process };
+    let stats = Stats { endpoints, waiting_for_room: balancer.waiting(), affinity, learned, process };
     Answer::json(200, serde_json::to_vec(&stats).unwrap_or_default())
 }
 
@@ -251,7 +262,7 @@ mod tests {
         refused.finish(&limited, now);
         let process = ProcessNumbers { uptime_s: 0, connections: 0, reloads: 0, panics: 0, draining: false };
         let stats: Value =
-            serde_json::from_slice(&stats(&balancer, Views::default(), process, now).body).unwrap();
+            serde_json::from_slice(&stats(&balancer, Learned::default(), process, now).body).unwrap();
         let limits = &stats["endpoints"][0]["limits"];
         let configured =
             json!({ "requests_per_hour": 7200, "models": { "x*": { "requests_per_hour": 7200 } } });

@@ -133,6 +133,7 @@ fn messages(
             // What was learned belongs to the endpoints, not to one reading of the file.
             memory: previous.map(|app| Arc::clone(&app.messages.compat.memory)).unwrap_or_default(),
         },
+        counting: previous.map(|app| Arc::clone(&app.messages.counting)).unwrap_or_default(),
         explanations: previous.map(|app| Arc::clone(&app.messages.explanations)).unwrap_or_default(),
         waiting,
     }

@@ -14,7 +14,6 @@ use signal_hook::iterator::Signals;
 use crate::access;
 use crate::admin::{self, ProcessNumbers};
 use crate::anthropic::error::{error_body, error_type};
-use crate::anthropic::tokens;
 use crate::app::App;
 use crate::config::{AuthMode, Config};
 use crate::env;
@@ -229,8 +228,11 @@ impl Host {
             Target::Live => admin::live(),
             Target::Ready => admin::ready(balancer, self.is_draining.load(Ordering::SeqCst), now),
             Target::Stats => {
-                let compat = app.messages.compat.memory.snapshot(now);
-                admin::stats(balancer, compat, self.process_numbers(now), now)
+                let learned = admin::Learned {
+                    compat: app.messages.compat.memory.snapshot(now),
+                    token_counts: app.messages.counting.snapshot(),
+                };
+                admin::stats(balancer, learned, self.process_numbers(now), now)
             }
             Target::Explain => {
                 let id = routes::explained_id(exchange.head.path()).unwrap_or_default();
@@ -246,7 +248,7 @@ impl Host {
             },
             Target::EventLogging => admin::event_logging(),
             Target::WarmUp | Target::Messages => admin::warm_up(),
-            Target::CountTokens => match tokens::estimate(&exchange.body) {
+            Target::CountTokens => match app.messages.count_tokens(&exchange.body) {
                 Ok(count) => admin::count(count),
                 Err(why) => worded(&Refusal::new(400, why), exchange_id),
             },

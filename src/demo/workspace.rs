@@ -103,7 +103,7 @@ impl Workspace {
         let facts = Facts {
             serial: self.serial.fetch_add(1, Ordering::Relaxed),
             model: found.model,
-            input_tokens: tokens::estimate(request).unwrap_or_default(),
+            input_tokens: tokens::estimate(request).map_or(0, |estimate| estimate.tokens(1.0)),
         };
         let line = head.header(LINE_HEADER).and_then(|value| value.parse().ok());
         match self.script.act(self.number, line, request.len()) {

@@ -3,9 +3,11 @@
 //! Prepare once, then attempt after attempt until one has given the client its answer, or until the rules say that
 //! the client must see how the last one failed. Reads from top to bottom in that order:
 //! `prepare` the bytes, take a lease, give its endpoint a `turn` (an `attempt`, or more when it refuses a field), settle
-//! the lease with the outcome, ask [`retry`] what follows, and at the end write the access line.
+//! the lease with the outcome, ask [`retry`] what follows, and at the end write the access line and learn
+//! from the tokens that a whole answer reports.
 
 mod attempt;
+pub mod counting;
 mod heads;
 pub mod learned;
 mod notices;
@@ -20,18 +22,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::access::Record;
-use crate::anthropic::model::Families;
+use crate::anthropic::model::{Families, map_model};
 use crate::anthropic::sse::Usage;
+use crate::anthropic::{body, tokens};
 use crate::balancer::limits::Kind;
 use crate::balancer::{Balancer, EndpointId, Lease};
 use crate::env;
-use crate::explain::Explanations;
+use crate::explain::{Attempt, Explained, Explanations};
 use crate::front::{Ending, Exchange};
 use crate::outcome::Outcome;
 use crate::relay::{Downstream, Limits};
 use crate::retry::{self, Next};
 use crate::upstream::Workspace;
 use attempt::Attempted;
+use counting::Counting;
 use prepare::Prepared;
 use room::{Nobody, Seeker};
 use surface::Surface;
@@ -56,6 +60,8 @@ pub struct Messages {
     pub limits: Limits,
     /// What is left out of requests.
     pub compat: Compat,
+    /// What each model makes of a text.
+    pub counting: Arc<Counting>,
     /// Why the last requests went where they went.
     pub explanations: Arc<Explanations>,
     /// When no endpoint has room.
@@ -81,8 +87,36 @@ impl Messages {
             }
         };
         let explained = record.finish(downstream.body_bytes(), downstream.first_at(), env::now());
+        self.learn(&exchange.body, &explained);
         self.explanations.keep(explained);
         ending
+    }
+
+    /// How many input tokens a request body has for its model; the error is a sentence for a 400.
+    pub fn count_tokens(&self, body: &[u8]) -> Result<u64, String> {
+        let estimate = tokens::estimate(body)?;
+        let factor = match body::scan(body) {
+            Ok(facts) => self.counting.factor(&map_model(&facts.model, &self.map, &self.families)),
+            // Without a model nothing is known.
+            Err(_) => tokens::UNTAUGHT,
+        };
+        Ok(estimate.tokens(factor))
+    }
+
+    /// Compares the tokens that a complete answer reports with our count of them.
+    fn learn(&self, body: &[u8], explained: &Explained) {
+        let is_complete = |attempt: &Attempt| matches!(attempt.outcome, Some(Outcome::Completed));
+        let Some(reported) = explained.usage.whole_input() else { return };
+        let model = &explained.served;
+        if !explained.trace.attempts().last().is_some_and(is_complete) {
+            return;
+        }
+        if !self.counting.takes(model, body.len(), explained.ended_at) {
+            return;
+        }
+        if let Ok(estimate) = tokens::estimate(body) {
+            self.counting.observe(model, estimate, reported);
+        }
     }
 
     /// Attempt after attempt.

@@ -37,3 +37,5 @@ mod sessions;
 mod shortages;
 mod states;
 mod support_test;
+mod token_learning;
+mod token_replay;

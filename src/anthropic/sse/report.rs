@@ -34,6 +34,13 @@ impl Usage {
         self.output_tokens = later.output_tokens.or(self.output_tokens);
     }
 
+    /// All input: what was cached is not in `input_tokens`.
+    pub fn whole_input(&self) -> Option<u64> {
+        let cached = [self.cache_creation_input_tokens, self.cache_read_input_tokens];
+        let cached = cached.into_iter().flatten().fold(0, u64::saturating_add);
+        self.input_tokens.map(|tokens| tokens.saturating_add(cached))
+    }
+
     fn read(cursor: &mut Cursor<'_>) -> Result<Self, Fault> {
         let mut usage = Self::default();
         object(cursor, |cursor, key| {
@@ -171,6 +178,14 @@ mod tests {
         let mut zero = Usage::default();
         zero.merge(&usage(0, 0, 0, 0));
         assert_eq!(zero, usage(0, 0, 0, 0), "a first zero is");
+    }
+
+    #[test]
+    fn the_whole_input_has_its_cached_parts() {
+        assert_eq!(usage(42, 7, 1_180, 11_904).whole_input(), Some(13_126));
+        assert_eq!(Usage { input_tokens: Some(5), ..Usage::default() }.whole_input(), Some(5));
+        assert_eq!(Usage { cache_read_input_tokens: Some(5), ..Usage::default() }.whole_input(), None);
+        assert_eq!(usage(u64::MAX, 0, u64::MAX, 1).whole_input(), Some(u64::MAX));
     }
 
     #[test]

@@ -1,47 +1,49 @@
 //! How many tokens a text is worth, without a vocabulary.
 //!
-//! A tokenizer cuts text where its character changes: words, numbers, marks, blanks. Pricing those runs by their
-//! length comes within about 15 % of a real one, in one pass and without a table of a hundred thousand words. The
-//! prices were fitted to `@anthropic-ai/tokenizer` (the only vocabulary Anthropic has published, of Claude 2) over
-//! 750 samples of code, prose, data and nine languages, then raised by some 6 %: a count that is too low makes
-//! the client overrun its context, one that is a little high costs nothing. Languages that are written in plain
-//! Latin letters but are not English (German without umlauts, say) come out a third too low: their words cannot be
-//! told from English ones without a vocabulary. What is learned from real answers makes up for it.
+//! A tokenizer first cuts text where its character changes, into words, numbers, marks and blanks, and then each piece
+//! into the tokens of its vocabulary. We cut the same way, and price the pieces: a word by its length, its capitals and
+//! its pairs and triples of letters, for those tell a word of everyday English, which is one token, from one that is put
+//! together out of syllables; marks by their pairs and triples; numbers and blanks by their length. A piece is one token
+//! at least. That is one pass with a table of 4,096 bytes instead of a hundred thousand words, and comes within a few
+//! per cent for most texts of some pages, in any language.
+//!
+//! The prices were fitted to `@anthropic-ai/tokenizer`, the only vocabulary that Anthropic has published. That of
+//! today's models is another one, hence what is learned from real answers: see `learned`. `docs/TOKENS.md` has the
+//! figures, and says how to repeat the fit.
+
+use std::ops::Range;
+
+use super::prices::{
+    CASE, DIGIT_BEYOND, INDENT, LENGTH, LETTER_BEYOND, LINE, MARKS, NGRAM, NUMBER, SCRIPT, SPACE, TAB, WORD,
+};
 
 /// A hundredth of a token: the unit of all prices.
 pub(super) const TOKEN: u64 = 100;
 
-// Prices in hundredths of a token.
-const WORD: i64 = 75;
-/// From the third letter on a word is no fragment.
-const WORD_OF_3: i64 = 33;
-const WORD_OF_9: i64 = 42;
-const LETTER_BEYOND_12: i64 = 50;
-const CAPITAL_INSIDE: i64 = 15;
-/// A word that no space precedes: the vocabulary prefers words with their space.
-const GLUED: i64 = 28;
-/// One or two letters after a change of case, as in base64; given back when the part grows to a word.
-const FRAGMENT: i64 = 180;
-const NUMBER: i64 = 95;
-const DIGIT: i64 = 37;
-const MARKS: i64 = 90;
-const OTHER_MARK: i64 = 28;
-const SAME_MARK: i64 = 20;
-/// Next to a quotation mark: `":"` and its like are one token.
-const QUOTED_MARK: i64 = 12;
-/// A space before something that is no word.
-const LONE_SPACE: i64 = 30;
-const LINE_BREAK: i64 = 125;
-const WIDE_BLANK: i64 = 180;
+/// No piece is less than one token.
+const PIECE_MIN: i32 = TOKEN as i32;
+
+/// Blanks beyond the tables.
+const BLANKS_PER_TOKEN: usize = 64;
+
+// What stands in the pairs and triples for something that is no character.
+const NOTHING: u32 = 0;
+const AFTER_SPACE: u32 = 27;
+const GLUED: u32 = 28;
+const END: u32 = 30;
+const MARKS_START: u32 = 31;
+/// Tells marks from letters, of which only five bits are taken.
+const MARK: u32 = 0x80;
 
 /// Prices the inside of a JSON string, or a whole JSON value taken as text, in hundredths of a token. Escapes count
 /// as what they stand for. The bytes must be valid UTF-8.
 pub(super) fn weigh(json: &[u8]) -> u64 {
-    let mut meter = Meter { price: 0, run: Run::Start, len: 0, last: 0, is_part: false, blank: 0 };
+    let mut meter = Meter::default();
     let mut at = 0;
     while let Some(&byte) = json.get(at) {
         at += match byte {
-            b'a'..=b'z' => meter.letters(&json[at..]),
+            b'a'..=b'z' => meter.small_letters(&json[at..]),
+            b'\'' => meter.apostrophe(&json[at..]),
             b'\\' => meter.escape(&json[at..]),
             0x80.. => {
                 let (code, len) = code_point(&json[at..]);
@@ -54,118 +56,188 @@ pub(super) fn weigh(json: &[u8]) -> u64 {
             }
         };
     }
-    u64::try_from(meter.price).unwrap_or_default()
+    meter.end()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Run {
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
     Start,
     Word,
     Number,
     Marks,
     Blank,
+}
+
+/// How a letter looks, for what its neighbour costs.
+#[derive(Clone, Copy, Default)]
+enum Shape {
+    #[default]
+    None,
+    Small,
+    Capital,
     Wide,
 }
 
-/// The price so far, and the run that the next character may continue.
+/// The price so far, and the piece that the next character may continue.
+#[derive(Default)]
 struct Meter {
-    price: i64,
-    run: Run,
-    len: u32,
+    total: u64,
+    kind: Kind,
+    /// What the characters of the piece have cost.
+    price: i32,
+    /// Its characters.
+    len: usize,
+    is_after_space: bool,
+    before: u32,
+    last: u32,
+    shape: Shape,
+    blanks: Blanks,
+}
+
+/// A run of blanks.
+#[derive(Clone, Copy, Default)]
+struct Blanks {
+    spaces: usize,
+    tabs: usize,
+    lines: usize,
     last: u8,
-    /// The word continues another after a change of case.
-    is_part: bool,
-    /// What the current run of blanks has cost.
-    blank: i64,
 }
 
 impl Meter {
     fn ascii(&mut self, byte: u8) {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' => self.letter(byte),
-            b'0'..=b'9' if self.run == Run::Number => self.price += DIGIT,
-            b'0'..=b'9' => self.begin(Run::Number, NUMBER),
-            b' ' | b'\t'..=b'\r' => self.blank(byte),
-            _ if self.run == Run::Marks => {
-                self.price += match (byte, self.last) {
-                    (byte, last) if byte == last => SAME_MARK,
-                    (b'"', _) | (_, b'"') => QUOTED_MARK,
-                    _ => OTHER_MARK,
-                };
+            b'a'..=b'z' => self.letter(byte, Shape::Small),
+            b'A'..=b'Z' => self.letter(byte, Shape::Capital),
+            b'0'..=b'9' => {
+                self.go_on(Kind::Number);
+                self.len += 1;
             }
-            _ => self.begin(Run::Marks, MARKS),
+            b' ' | b'\t'..=b'\r' => {
+                self.go_on(Kind::Blank);
+                self.blanks.add(byte);
+            }
+            _ => {
+                self.go_on(Kind::Marks);
+                self.follow(u32::from(byte) | MARK);
+            }
         }
-        self.last = byte;
     }
 
     /// Takes all the small letters at the front at once, which is most of any text; the answer is their number.
-    fn letters(&mut self, text: &[u8]) -> usize {
+    fn small_letters(&mut self, text: &[u8]) -> usize {
         let len = text.iter().position(|byte| !byte.is_ascii_lowercase()).unwrap_or(text.len());
-        self.letter(text[0]);
-        self.grow(u32::try_from(len - 1).unwrap_or(u32::MAX));
-        self.last = text[len - 1];
+        self.letter(text[0], Shape::Small);
+        for &byte in &text[1..len] {
+            self.price = self.price.saturating_add(SMALL_AFTER_SMALL);
+            self.follow(u32::from(byte & 31));
+        }
+        self.len += len - 1;
         len
     }
 
-    fn letter(&mut self, byte: u8) {
-        let is_upper = byte.is_ascii_uppercase();
-        let breaks = is_upper && self.last.is_ascii_lowercase();
-        if self.run != Run::Word || breaks {
-            self.is_part = self.run == Run::Word;
-            let extra = match (self.is_part, self.is_after_space()) {
-                (true, _) => FRAGMENT,
-                (false, true) => 0,
-                (false, false) => GLUED,
-            };
-            self.price += WORD + extra;
-            (self.run, self.len) = (Run::Word, 1);
-            return;
-        }
-        self.grow(1);
-        if is_upper {
-            self.price += CAPITAL_INSIDE;
-        }
-    }
-
-    /// Prices letters that make the current word longer.
-    fn grow(&mut self, letters: u32) {
-        let (from, to) = (self.len, self.len.saturating_add(letters));
-        if from < 3 && to >= 3 {
-            self.price += WORD_OF_3 - if self.is_part { FRAGMENT } else { 0 };
-        }
-        if from < 9 && to >= 9 {
-            self.price += WORD_OF_9;
-        }
-        self.price += i64::from(to.max(12) - from.max(12)) * LETTER_BEYOND_12;
-        self.len = to;
-    }
-
-    fn blank(&mut self, byte: u8) {
-        if self.run != Run::Blank {
-            (self.run, self.len, self.blank) = (Run::Blank, 0, 0);
-        }
+    fn letter(&mut self, byte: u8, shape: Shape) {
+        self.go_on(Kind::Word);
+        let is_capital = usize::from(matches!(shape, Shape::Capital));
+        self.price = self.price.saturating_add(i32::from(CASE[self.shape as usize * 2 + is_capital]));
+        self.follow(u32::from(byte & 31));
+        self.shape = shape;
         self.len += 1;
-        let cost = match byte {
-            b'\n' => LINE_BREAK,
-            _ if self.blank == 0 && self.len == 2 => WIDE_BLANK,
-            _ => self.blank,
-        };
-        self.price += cost - self.blank;
-        self.blank = cost;
     }
 
-    fn begin(&mut self, run: Run, price: i64) {
-        self.price += price + if self.is_after_space() { LONE_SPACE } else { 0 };
-        self.run = run;
+    /// The end of `don't` and its like is one token.
+    fn apostrophe(&mut self, text: &[u8]) -> usize {
+        let is_inside = self.kind == Kind::Marks || (self.kind == Kind::Blank && self.blanks.last == b' ');
+        let short = match text.get(1..) {
+            Some([b's' | b't' | b'm' | b'd', ..]) => 2,
+            Some([b'r' | b'v', b'e', ..] | [b'l', b'l', ..]) => 3,
+            _ => 0,
+        };
+        if is_inside || short == 0 {
+            self.ascii(b'\'');
+            return 1;
+        }
+        self.close(true);
+        self.total += TOKEN;
+        self.kind = Kind::Start;
+        short
     }
 
     fn wide(&mut self, code: u32) {
-        self.begin(Run::Wide, price_of(code));
-        self.last = 0;
+        let (script, is_mark) = script_of(code);
+        self.go_on(if is_mark { Kind::Marks } else { Kind::Word });
+        let mut price = i32::from(SCRIPT[script]) + ngram(NOTHING, NOTHING, code);
+        if !is_mark {
+            price += ngram(NOTHING, self.last, code);
+            self.shape = Shape::Wide;
+            self.len += 1;
+        }
+        self.price = self.price.saturating_add(price);
+        (self.before, self.last) = (self.last, code);
     }
 
-    fn is_after_space(&self) -> bool {
-        self.run == Run::Blank && self.len == 1 && self.last == b' '
+    /// Adds what a character costs after the two before it.
+    fn follow(&mut self, symbol: u32) {
+        let price = ngram(NOTHING, self.last, symbol) + ngram(self.before, self.last, symbol);
+        self.price = self.price.saturating_add(price);
+        (self.before, self.last) = (self.last, symbol);
+    }
+
+    /// Goes on with the piece, or begins one of another kind.
+    fn go_on(&mut self, kind: Kind) {
+        if self.kind == kind {
+            return;
+        }
+        self.is_after_space = self.close(true);
+        let start = match (kind, self.is_after_space) {
+            (Kind::Marks, _) => MARKS_START,
+            (_, true) => AFTER_SPACE,
+            (_, false) => GLUED,
+        };
+        (self.kind, self.price, self.len) = (kind, 0, 0);
+        (self.before, self.last, self.shape) = (NOTHING, start, Shape::None);
+    }
+
+    /// Ends the piece. True when it was blanks whose last space belongs to what follows.
+    fn close(&mut self, is_followed: bool) -> bool {
+        let led = usize::from(self.is_after_space);
+        let price = match self.kind {
+            Kind::Start => return false,
+            Kind::Blank => return self.close_blanks(is_followed),
+            Kind::Word => {
+                let end = ngram(NOTHING, self.last, END) + ngram(self.before, self.last, END);
+                let length = by_length(&LENGTH, self.len, LETTER_BEYOND);
+                self.price.saturating_add(end + i32::from(WORD[led])).saturating_add(length)
+            }
+            Kind::Number => {
+                let (glued, spaced) = NUMBER.split_at(NUMBER.len() / 2);
+                by_length(if self.is_after_space { spaced } else { glued }, self.len, DIGIT_BEYOND)
+            }
+            Kind::Marks => self.price.saturating_add(i32::from(MARKS[led])),
+        };
+        self.total += u64::from(price.max(PIECE_MIN).unsigned_abs());
+        false
+    }
+
+    /// Of several blanks before something else the last is apart: a space becomes a part of what follows.
+    fn close_blanks(&mut self, is_followed: bool) -> bool {
+        let blanks = std::mem::take(&mut self.blanks);
+        if !is_followed {
+            self.total += blanks.price();
+            return false;
+        }
+        let mut last = Blanks::default();
+        last.add(blanks.last);
+        self.total += blanks.without(last).price();
+        if blanks.last != b' ' {
+            self.total += last.price();
+        }
+        blanks.last == b' '
+    }
+
+    fn end(mut self) -> u64 {
+        self.close(false);
+        self.total
     }
 
     /// Prices what an escape stands for; the answer is its length in bytes.
@@ -174,8 +246,8 @@ impl Meter {
             Some(b'u') => {
                 let Some(unit) = code_unit(escape) else { return 2 };
                 match (unit, escape.get(6..).and_then(code_unit)) {
-                    (0xd800..=0xdbff, Some(0xdc00..=0xdfff)) => {
-                        self.wide(0x1_0000);
+                    (0xd800..=0xdbff, Some(low @ 0xdc00..=0xdfff)) => {
+                        self.wide(0x1_0000 + ((unit & 0x3ff) << 10 | low & 0x3ff));
                         return 12;
                     }
                     (0..=0x7f, _) => self.ascii(unit as u8),
@@ -197,23 +269,86 @@ impl Meter {
     }
 }
 
-/// One character beyond ASCII, by its script.
-fn price_of(code: u32) -> i64 {
-    match code {
-        0..=0x24f => 180,       // Latin with accents, which also cut a word in two
-        0x370..=0x3ff => 130,   // Greek
-        0x400..=0x52f => 55,    // Cyrillic
-        0x530..=0x7ff => 100,   // Hebrew, Arabic, ...
-        0x2000..=0x2bff => 100, // dashes, quotes, arrows, boxes
-        0x3000..=0x303f => 100, // CJK marks
-        0x3040..=0x30ff => 110, // kana
-        0x3400..=0x9fff => 110, // CJK
-        0xac00..=0xd7af => 125, // hangul
-        0xf900..=0xfaff => 110, // CJK
-        0xff00..=0xffef => 100, // full-width forms
-        0x1_0000.. => 270,      // emoji
-        _ => 200,
+impl Blanks {
+    fn add(&mut self, byte: u8) {
+        match byte {
+            b'\n' => self.lines += 1,
+            b' ' => self.spaces += 1,
+            _ => self.tabs += 1,
+        }
+        self.last = byte;
     }
+
+    fn without(self, other: Self) -> Self {
+        let (spaces, tabs) = (self.spaces - other.spaces, self.tabs - other.tabs);
+        Self { spaces, tabs, lines: self.lines - other.lines, last: self.last }
+    }
+
+    fn price(self) -> u64 {
+        let Self { spaces, tabs, lines, .. } = self;
+        let price = match (lines, tabs) {
+            (0, 0) if spaces == 0 => return 0,
+            (0, 0) => by_length(&SPACE, spaces, 0),
+            (0, _) => by_length(&TAB, tabs, 0),
+            _ => by_length(&LINE, lines, 0) + by_length(&INDENT, spaces + tabs, 0),
+        };
+        let more = (spaces + tabs + lines) / BLANKS_PER_TOKEN;
+        u64::from(price.max(PIECE_MIN).unsigned_abs()) + more as u64 * TOKEN
+    }
+}
+
+const SMALL_AFTER_SMALL: i32 = CASE[Shape::Small as usize * 2] as i32;
+
+/// The price for a length, of which the table holds the usual ones.
+fn by_length(table: &[i16], len: usize, beyond: i32) -> i32 {
+    let most = table.len() - 1;
+    let more = i32::try_from(len.saturating_sub(most)).unwrap_or(i32::MAX);
+    i32::from(table[len.min(most)]).saturating_add(more.saturating_mul(beyond))
+}
+
+/// What a character adds after two others.
+fn ngram(before: u32, last: u32, symbol: u32) -> i32 {
+    let hash = before
+        .wrapping_mul(0x9e37_79b1)
+        .wrapping_add(last.wrapping_mul(0x85eb_ca6b))
+        .wrapping_add(symbol.wrapping_mul(0xc2b2_ae35));
+    let hash = (hash ^ hash >> 15).wrapping_mul(0x2c1b_3c6d);
+    // The table has 2^12 entries.
+    i32::from(NGRAM[(hash >> 20) as usize])
+}
+
+/// Where scripts end, in the order of `SCRIPT`, and whether they are marks rather than letters.
+const SCRIPT_ENDS: [(u32, bool); SCRIPT.len()] = [
+    (0x250, false),   // Latin with accents
+    (0x370, false),   // phonetic letters
+    (0x400, false),   // Greek
+    (0x530, false),   // Cyrillic
+    (0x600, false),   // Armenian, Hebrew
+    (0x800, false),   // Arabic
+    (0xe00, false),   // scripts of India
+    (0xf00, false),   // Thai, Lao
+    (0x1e00, false),  // other scripts
+    (0x2000, false),  // more Latin, more Greek
+    (0x2c00, true),   // dashes, quotes, arrows, boxes
+    (0x3000, false),  // rare
+    (0x3040, true),   // CJK marks
+    (0x3100, false),  // kana
+    (0x3400, false),  // signs between
+    (0xa000, false),  // CJK
+    (0xac00, false),  // other scripts
+    (0xd800, false),  // hangul
+    (0xfe00, false),  // compatible forms
+    (0x1_0000, true), // full-width forms
+    (u32::MAX, true), // emoji
+];
+
+/// The marks among the Latin letters.
+const LATIN_MARKS: Range<u32> = 0xa0..0xc0;
+
+/// The script of a character beyond ASCII, as a place in `SCRIPT`, and whether it is a mark.
+fn script_of(code: u32) -> (usize, bool) {
+    let script = SCRIPT_ENDS.partition_point(|(end, _)| *end <= code).min(SCRIPT_ENDS.len() - 1);
+    (script, SCRIPT_ENDS[script].1 || LATIN_MARKS.contains(&code))
 }
 
 /// The character at the front and its length in bytes.
@@ -221,7 +356,7 @@ fn code_point(bytes: &[u8]) -> (u32, usize) {
     let tail = |at: usize| u32::from(bytes.get(at).copied().unwrap_or_default() & 0x3f);
     let lead = u32::from(bytes[0]);
     match lead {
-        0xf0.. => (0x1_0000, 4),
+        0xf0.. => ((lead & 7) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3), 4),
         0xe0.. => ((lead & 0xf) << 12 | tail(1) << 6 | tail(2), 3),
         _ => ((lead & 0x1f) << 6 | tail(1), 2),
     }
@@ -316,7 +451,7 @@ mod tests {
         let table = [
             (
                 "line\\nbreak \\\"quoted\\\" back\\\\slash\\tand\\/on",
-                "line\nbreak \"quoted\" back\u{1}slash\tand/on",
+                "line\nbreak \"quoted\" back\\u005cslash\tand/on",
             ),
             ("\\u4f60\\u597d \\u0041bc \\ud83e\\udd16\\u00e9", "你好 Abc 🤖é"),
         ];
