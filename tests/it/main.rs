@@ -12,6 +12,7 @@ mod choosing;
 mod command_line;
 mod compat;
 mod cooling;
+mod deployment;
 mod error_bodies;
 mod explain;
 mod failover_stream;

@@ -172,7 +172,7 @@ fn streams_pass_as_they_come_and_large_bodies_whole() {
 fn what_concerns_one_instance_is_not_reached_through_both() {
     let upstream = Upstream::start();
     let replicas = Replicas::in_front_of(&upstream);
-    for path in ["/stats", "/metrics", "/reset", "/admin/reload"] {
+    for path in ["/stats", "/metrics", "/reset", "/admin/reload", "/explain/req_1"] {
         assert_eq!(ask(replicas.address, &Request::get(path)).status(), 404, "{path}");
     }
     assert_eq!(ask(replicas.address, &Request::get("/health")).status(), 200);
