@@ -24,7 +24,7 @@ pub(super) struct Prepared<'a> {
     /// The model as the workspaces call it.
     pub(super) model: String,
     body: Pieces,
-    headers: Vec<(&'a str, &'a str)>,
+    headers: Vec<(&'a str, &'a [u8])>,
     query: Option<&'a str>,
     session: Option<Session>,
     /// Adaptive thinking became enabled thinking, because the model is too old for it.
