@@ -105,13 +105,9 @@ impl Keys {
 
     /// The name of the key in `x-api-key` or `Authorization: Bearer`; either may match, for the client can send both.
     pub fn find(&self, head: &Head) -> Option<Arc<str>> {
-        let bearer = |value: &str| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_string())
-        };
         let presented = head.headers().filter_map(|(name, value)| {
             if name.eq_ignore_ascii_case("x-api-key") {
-                Some(value.to_string())
+                Some(value)
             } else if name.eq_ignore_ascii_case("authorization") {
                 bearer(value)
             } else {
@@ -122,13 +118,19 @@ impl Keys {
         for key in presented {
             // Every key is compared whatever was found before: the time tells nothing.
             for (name, known) in &self.list {
-                if bool::from(known.expose().as_bytes().ct_eq(key.as_bytes())) {
+                if bool::from(known.expose().as_bytes().ct_eq(key)) {
                     found = Some(Arc::clone(name));
                 }
             }
         }
         found
     }
+}
+
+/// The token of `Bearer <token>`; the scheme's case does not matter (RFC 9110 section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked("bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
 /// What a path and method stand for.

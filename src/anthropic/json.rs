@@ -186,7 +186,7 @@ impl<'a> Cursor<'a> {
     /// From behind the opening quote to behind the closing one. Every byte of a conversation passes here.
     fn rest_of_string(&mut self) -> Result<(), Fault> {
         loop {
-            match memchr2(b'"', b'\\', &self.text[self.at..]) {
+            match quote_or_escape(&self.text[self.at..]) {
                 Some(step) if self.text[self.at + step] == b'"' => {
                     self.at += step + 1;
                     return Ok(());
@@ -293,9 +293,52 @@ impl Nesting {
     }
 }
 
+/// Where the first quote or backslash stands. Text is full of escaped line ends: most steps are shorter than what the
+/// vector search needs to get going, so the first bytes are looked at eight at a time.
+fn quote_or_escape(text: &[u8]) -> Option<usize> {
+    const SHORT: usize = 96;
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    /// The lowest bit set is the highest bit of the first byte that is zero.
+    const fn zeros(word: u64) -> u64 {
+        word.wrapping_sub(ONES) & !word & (ONES << 7)
+    }
+    let (words, _) = text[..text.len().min(SHORT)].as_chunks::<8>();
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = zeros(word ^ (ONES * b'"' as u64)) | zeros(word ^ (ONES * b'\\' as u64));
+        if found != 0 {
+            return Some(number * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let seen = words.len() * 8;
+    memchr2(b'"', b'\\', &text[seen..]).map(|at| seen + at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_quote_or_escape_is_found_wherever_it_stands() {
+        for length in 0..300 {
+            for byte in [0x00, 0x01, 0x21, 0x23, 0x5b, 0x5d, 0x7f, 0x80, 0xa2, 0xdc, 0xff] {
+                let mut text = vec![byte; length];
+                assert_eq!(quote_or_escape(&text), None);
+                for at in (0..length).step_by(1 + length / 40) {
+                    for mark in [b'"', b'\\'] {
+                        text[at] = mark;
+                        assert_eq!(quote_or_escape(&text), Some(at), "{length} {byte}");
+                        if at + 1 < length {
+                            let before = std::mem::replace(&mut text[at + 1], b'"');
+                            assert_eq!(quote_or_escape(&text), Some(at), "{length} {byte}");
+                            text[at + 1] = before;
+                        }
+                        text[at] = byte;
+                    }
+                }
+            }
+        }
+    }
 
     /// Offset of the fault, or `None` when the whole text is one value.
     fn fault(text: &[u8]) -> Option<Fault> {

@@ -1,7 +1,7 @@
-//! One client connection: tiny_http's iterator of requests, and our own handle on its socket.
+//! One client connection: what tiny_http accepted, and our own handle on its socket.
 //!
-//! tiny_http never hands out the socket. We need it: to look at a head before the library reads it, to see that a
-//! client left while nothing is written, to end a broken answer. [`Registry::adopt`] finds the descriptor that the
+//! tiny_http never hands out the socket. We need it: to judge a head before anything is read, to take requests as
+//! they lie there, to see that a client left while nothing is written, to end a broken answer. [`Registry::adopt`] finds the descriptor that the
 //! library has just accepted and takes a duplicate of it. The check is made on the duplicate, so no other thread can
 //! change what was checked: a connected socket on our port whose inode no live connection has. Only the accept thread
 //! adopts, so exactly one socket fits.
@@ -23,7 +23,7 @@ use tiny_http::Request;
 use crate::env;
 use crate::relay::Client;
 
-/// Requests of one connection, as tiny_http parses them. A request it refuses is `None`; it has answered itself.
+/// What tiny_http made of a connection: requests to come. Nobody asks it for one; its end is the connection's.
 type Requests = Box<dyn Iterator<Item = Option<Request>> + Send>;
 
 /// The live connections: how many, and which sockets.

@@ -1,7 +1,7 @@
 //! The clients' side, and the only room that names tiny_http.
 //!
 //! The shape of Apache's event MPM. One accept thread; one watcher for all connections on which nothing runs, which
-//! judges each request head before tiny_http reads it; lanes with fixed pools of workers that own a connection only
+//! judges each request head before anything else is done; lanes with fixed pools of workers that own a connection only
 //! while they serve one request. Slow bodies are read by threads of their own, so that a slow upload never holds a
 //! worker. What a request means is the business of the [`Service`] above.
 

@@ -1,7 +1,7 @@
 //! Watches every connection on which nothing runs.
 //!
-//! One thread, one poller, one-shot events. When bytes arrive, the head is peeked at and judged before tiny_http sees
-//! it; then the request goes to its lane, or is refused on the spot. Nothing here waits: answers to refused requests
+//! One thread, one poller, one-shot events. When bytes arrive, the head is peeked at and judged; then the
+//! request goes to its lane, or is refused on the spot. Nothing here waits: answers to refused requests
 //! go out without blocking, an unfinished head is looked at again on a tick, and a connection that was refused with an
 //! unread body lingers for a second so that the answer is not destroyed by a reset.
 
@@ -388,7 +388,7 @@ pub(super) fn whole_length(head: &Head) -> Option<u64> {
 }
 
 impl Shared {
-    /// Answers a request that tiny_http has not seen. If all of it has arrived it is thrown away and the connection
+    /// Answers a request that goes to no lane. If all of it has arrived it is thrown away and the connection
     /// lives on; else the connection ends.
     pub(super) fn refuse(&self, connection: Connection, refusal: Refusal, head: Option<&Head>) {
         let answer = self.service.refuse(refusal, head, connection.peer());

@@ -27,7 +27,7 @@ pub(super) struct Prepared<'a> {
     /// Of the client's body.
     bytes: u64,
     body: Pieces,
-    headers: Vec<(&'a str, &'a str)>,
+    headers: Vec<(&'a str, &'a [u8])>,
     query: Option<&'a str>,
     session: Option<Session>,
     /// Adaptive thinking became enabled thinking, because the model is too old for it.

@@ -229,19 +229,19 @@ impl<'a> Fitted<'a> {
         let lists = lists.filter(|(_, (name, _))| name.eq_ignore_ascii_case("anthropic-beta"));
         let betas = lists
             .filter(|_| !prefixes.is_empty())
-            .map(|(at, (_, list))| (at, without_betas(list, &prefixes)))
+            .filter_map(|(at, (_, list))| Some((at, without_betas(str::from_utf8(list).ok()?, &prefixes))))
             .collect();
         Self { body: Cow::Owned(Pieces::whole(Arc::new(body))), removed, betas }
     }
 
-    fn headers<'s>(&'s self, prepared: &'s Prepared<'_>) -> Cow<'s, [(&'s str, &'s str)]> {
+    fn headers<'s>(&'s self, prepared: &'s Prepared<'_>) -> Cow<'s, [(&'s str, &'s [u8])]> {
         let whole = prepared.outgoing().headers;
         if self.betas.is_empty() {
             return Cow::Borrowed(whole);
         }
         let changed = whole.iter().enumerate().filter_map(|(at, (name, value))| {
             match self.betas.iter().find(|(place, _)| *place == at) {
-                Some((_, list)) => list.as_deref().map(|list| (*name, list)),
+                Some((_, list)) => list.as_deref().map(|list| (*name, list.as_bytes())),
                 None => Some((*name, *value)),
             }
         });

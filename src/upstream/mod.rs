@@ -70,7 +70,7 @@ pub struct Outgoing<'a> {
     /// The client's query, without `?`.
     pub query: Option<&'a str>,
     /// The client's headers that pass, in wire order.
-    pub headers: &'a [(&'a str, &'a str)],
+    pub headers: &'a [(&'a str, &'a [u8])],
     /// The body.
     pub body: &'a Pieces,
 }
@@ -247,13 +247,13 @@ impl Workspace {
                 || self.headers.iter().any(|(ours, _)| ours.eq_ignore_ascii_case(name))
         };
         let clients = outgoing.headers.iter().filter(|(name, _)| !is_set_here(name)).copied();
-        let ours = self.headers.iter().map(|(name, value)| (name.as_str(), value.expose()));
+        let ours = self.headers.iter().map(|(name, value)| (name.as_str(), value.expose().as_bytes()));
         let mut lines = Vec::with_capacity(2 * 1024);
         for (name, value) in
             clients.chain(ours.filter(|(name, _)| !name.eq_ignore_ascii_case("authorization")))
         {
-            for part in [name, ": ", value, "\r\n"] {
-                lines.extend_from_slice(part.as_bytes());
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                lines.extend_from_slice(part);
             }
         }
         for part in ["authorization: Bearer ", token.expose(), "\r\n"] {

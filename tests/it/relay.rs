@@ -189,6 +189,37 @@ fn a_trailing_slash_of_api_base_is_folded() {
     assert_eq!(received.request_line(), "POST /serving-endpoints/anthropic/v1/messages?beta=true HTTP/1.1");
 }
 
+/// HTTP allows more names and values than libraries do: dots and marks in a name, a tab and bytes beyond ASCII in a
+/// value. Such headers were refused with a 400 once; they are the business of whoever sends and whoever reads them.
+#[test]
+fn odd_headers_go_upstream_as_they_are() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(&[&upstream]).start();
+    let request = Request::message()
+        .with("X.Dotted", "a")
+        .with("X!#$%&'*+-.^_`|~", "b")
+        .with("X-Tab", "c\td")
+        .with("X-Name", "Zo\u{eb} \u{1f600}")
+        .with("X-Empty", "");
+    let mut bytes = request.bytes();
+    let end = memchr::memmem::find(&bytes, b"\r\n\r\n").expect("a whole head") + 2;
+    bytes.splice(end..end, *b"X-Latin: caf\xe9\r\n");
+    let mut client = proxy.connect();
+    client.send_bytes(&bytes);
+    assert_eq!(client.answer().status(), 200);
+    let received = &upstream.wait_requests(1)[0];
+    for (name, value) in [
+        ("X.Dotted", "a"),
+        ("X!#$%&'*+-.^_`|~", "b"),
+        ("X-Tab", "c\td"),
+        ("X-Name", "Zo\u{eb} \u{1f600}"),
+        ("X-Empty", ""),
+        ("X-Latin", "caf\u{fffd}"),
+    ] {
+        assert_eq!(received.all(name), [value], "{name}: {:?}", received.lines);
+    }
+}
+
 #[test]
 fn headers_of_the_connection_and_credentials_stay_here() {
     let upstream = Upstream::start();
