@@ -6,7 +6,7 @@
 /// True when a request header goes upstream. `connection` is the value of the client's Connection header, which may
 /// name further headers that end here (RFC 9110 section 7.6.1).
 pub fn goes_upstream(name: &str, connection: Option<&str>) -> bool {
-    const ENDS_HERE: [&str; 10] = [
+    const ENDS_HERE: Names = Names::new(&[
         "host",
         "content-length",
         "expect",
@@ -20,38 +20,63 @@ pub fn goes_upstream(name: &str, connection: Option<&str>) -> bool {
         // A stranger must not speak for us.
         "x-claude-lb-endpoint",
         "x-claude-lb-attempts",
-    ];
-    !is_hop_by_hop(name) && !is_one_of(&ENDS_HERE, name) && !is_named_in(connection, name)
+    ]);
+    !HOP_BY_HOP.has(name) && !ENDS_HERE.has(name) && !is_named_in(connection, name)
 }
 
 /// True when a response header goes to the client. Length and coding are set anew for the client's connection.
 pub fn goes_to_client(name: &str, connection: Option<&str>) -> bool {
-    const ENDS_HERE: [&str; 3] = ["content-length", "x-claude-lb-endpoint", "x-claude-lb-attempts"];
-    !is_hop_by_hop(name) && !is_one_of(&ENDS_HERE, name) && !is_named_in(connection, name)
+    const ENDS_HERE: Names = Names::new(&["content-length", "x-claude-lb-endpoint", "x-claude-lb-attempts"]);
+    !HOP_BY_HOP.has(name) && !ENDS_HERE.has(name) && !is_named_in(connection, name)
 }
 
-fn is_hop_by_hop(name: &str) -> bool {
-    const HOP_BY_HOP: [&str; 10] = [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "http2-settings",
-    ];
-    is_one_of(&HOP_BY_HOP, name)
+/// What belongs to one connection (RFC 9110 section 7.6.1).
+const HOP_BY_HOP: Names = Names::new(&[
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+]);
+
+/// Header names in any case. Most that are asked for have a length or an initial that none of these has.
+struct Names {
+    /// Bit N stands for a name of N bytes.
+    lengths: u64,
+    /// Bit N stands for a name whose first byte is N modulo 32: a letter's case does not matter.
+    initials: u32,
+    names: &'static [&'static str],
 }
 
-fn is_one_of(list: &[&str], name: &str) -> bool {
-    list.iter().any(|known| known.eq_ignore_ascii_case(name))
+impl Names {
+    const fn new(names: &'static [&'static str]) -> Self {
+        let (mut lengths, mut initials) = (0, 0);
+        let mut at = 0;
+        while at < names.len() {
+            lengths |= 1 << names[at].len();
+            initials |= 1 << (names[at].as_bytes()[0] % 32);
+            at += 1;
+        }
+        Self { lengths, initials, names }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let Some(initial) = name.bytes().next() else { return false };
+        let is_like_one = name.len() < 64
+            && self.lengths & (1 << name.len()) != 0
+            && self.initials & (1 << (initial % 32)) != 0;
+        is_like_one && self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
 }
 
 fn is_named_in(connection: Option<&str>, name: &str) -> bool {
-    connection.is_some_and(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(name)))
+    let long_enough = connection.filter(|value| value.len() >= name.len());
+    long_enough.is_some_and(|value| value.split(',').any(|item| item.trim().eq_ignore_ascii_case(name)))
 }
 
 #[cfg(test)]
@@ -66,6 +91,17 @@ mod tests {
         for name in ["anthropic-beta", "anthropic-version", "User-Agent", "X-Claude-Code-Session-Id", "x-app"]
         {
             assert!(goes_upstream(name, None), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_any_length_are_looked_for() {
+        for length in 0..200 {
+            assert!(goes_upstream(&"x".repeat(length), None) && goes_to_client(&"x".repeat(length), None));
+        }
+        let all = HOP_BY_HOP.names.iter().chain(&["Content-Length", "X-CLAUDE-LB-ENDPOINT"]);
+        for name in all {
+            assert!(!goes_to_client(name, None) && !goes_upstream(&name.to_uppercase(), None), "{name}");
         }
     }
 

@@ -104,8 +104,8 @@ impl Head {
     /// The first value of a header; the name's case does not matter. A byte that is not ASCII is a control character
     /// here, so that the value is like nothing anybody asks for.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let mut fields = self.fields.iter();
-        fields.find(|(n, _)| self.text(n).eq_ignore_ascii_case(name)).map(|(_, value)| self.text(value))
+        let mut same_length = self.fields.iter().filter(|(n, _)| n.len() == name.len());
+        same_length.find(|(n, _)| self.text(n).eq_ignore_ascii_case(name)).map(|(_, value)| self.text(value))
     }
 
     /// All headers in wire order, the values as they came.

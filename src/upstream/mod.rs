@@ -95,7 +95,8 @@ impl Incoming {
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let quotes_token = |value: &[u8]| {
             let token = self.token.expose().as_bytes();
-            token.len() >= TOKEN_BYTES_MIN && memchr::memmem::find(value, token).is_some()
+            let can_be_in = TOKEN_BYTES_MIN <= token.len() && token.len() <= value.len();
+            can_be_in && memchr::memmem::find(value, token).is_some()
         };
         let all = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         all.filter(move |(_, value)| !quotes_token(value))
