@@ -39,7 +39,7 @@ pub enum Out {
     AtLimit(Kind),
     /// It has such limits, and somebody who came earlier waits for room.
     BehindOthers,
-    /// It would rise above what 429s have taught, and there is one that would not.
+    /// It would rise above what 429s have taught, and there is one that would not, or that can be waited for.
     AboveLearnedLimit,
     /// It is half-open and its trial is running.
     TrialRunning,
@@ -98,7 +98,7 @@ impl Out {
 
     /// There is no room for the request yet, and nothing else in its way.
     pub(super) fn is_no_room(self) -> bool {
-        matches!(self, Out::AtLimit(_) | Out::BehindOthers)
+        matches!(self, Out::AtLimit(_) | Out::BehindOthers | Out::AboveLearnedLimit)
     }
 }
 
@@ -175,6 +175,8 @@ pub struct Decision {
     pub refused: Option<Why>,
     /// The only endpoint was asked once more.
     pub is_repeat: bool,
+    /// The request had waited long enough for what was only learned of limits.
+    pub insists: bool,
     names: Arc<[Box<str>]>,
 }
 
@@ -273,6 +275,7 @@ impl<T> Inner<T> {
             chosen: None,
             refused: None,
             is_repeat: false,
+            insists: ask.insists,
             names: Arc::clone(&self.names),
         }
     }

@@ -109,6 +109,8 @@ pub struct Ask<'a> {
     pub need: Need,
     /// Its place among those who wait for room.
     pub place: Option<Number>,
+    /// It has waited long enough for what was only learned of limits.
+    pub insists: bool,
 }
 
 /// Nobody can take the request now.
@@ -131,10 +133,12 @@ pub enum Why {
     AllOut,
     /// An endpoint is there, but too many doubtful retries are running.
     RetryBudget,
-    /// Endpoints are there, but this request would exceed their configured limits.
+    /// Endpoints are there, but this request would exceed their limits.
     NoRoom {
         /// There may be room before `soonest`, as soon as an answer ends or somebody else leaves the line.
         may_be_sooner: bool,
+        /// At one of them only 429s have taught that: it may go there in the end.
+        is_learned: bool,
     },
 }
 
@@ -312,7 +316,7 @@ impl<T> Balancer<T> {
         now: Instant,
     ) -> Option<(Lease<T>, Decision)> {
         let mut inner = self.inner.lock();
-        let ask = Ask { tried: &[], session: None, ..inner.sized(ask) };
+        let ask = Ask { tried: &[], session: None, insists: true, ..inner.sized(ask) };
         let mut decision = inner.consider(ask, now);
         let mut candidates = decision.candidates().into_iter().map(|c| c.index);
         let index = candidates.find(|&index| inner.members[index].id == id)?;
@@ -329,7 +333,7 @@ impl<T> Balancer<T> {
     /// True when this endpoint could take this request again now.
     pub fn can_take(&self, id: EndpointId, ask: Ask<'_>, now: Instant) -> bool {
         let inner = self.inner.lock();
-        let decision = inner.consider(Ask { tried: &[], ..inner.sized(ask) }, now);
+        let decision = inner.consider(Ask { tried: &[], insists: true, ..inner.sized(ask) }, now);
         decision.candidates().iter().any(|c| inner.members[c.index].id == id)
     }
 

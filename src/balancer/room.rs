@@ -22,20 +22,28 @@ pub struct Shortage {
 /// When to ask again while running answers hold what is reserved for them. How soon they end nobody knows; until then
 /// a request may wait in line once more.
 const RUNNING_ENDS: Duration = Duration::from_secs(5);
+/// What 429s have taught holds no request back for longer.
+const LEARNED_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Claude Code gives up at once when it is told to wait for longer, and sleeps exactly this long up to here.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 impl Unavailable {
-    /// True when there may be room until then.
-    pub fn is_worth_waiting(self, until: Instant, now: Instant) -> bool {
-        let Why::NoRoom { may_be_sooner } = self.why else { return false };
+    /// True when there may be room in time for a request that has waited since then and may wait for so long.
+    pub fn is_worth_waiting(self, since: Instant, longest: Duration, now: Instant) -> bool {
+        let Why::NoRoom { may_be_sooner, is_learned } = self.why else { return false };
+        let until = since + if is_learned { longest.min(LEARNED_WAIT_MAX) } else { longest };
         now < until && (may_be_sooner || self.soonest.is_some_and(|soonest| now + soonest <= until))
+    }
+
+    /// True when it may go all the same: a learned ceiling may be wrong, and only the workspace can tell.
+    pub fn may_insist(self) -> bool {
+        matches!(self.why, Why::NoRoom { is_learned: true, .. })
     }
 
     /// When the client should ask again.
     pub fn retry_after(self) -> Duration {
         let longest = match self.why {
-            Why::NoRoom { may_be_sooner: true } => RUNNING_ENDS,
+            Why::NoRoom { may_be_sooner: true, .. } => RUNNING_ENDS,
             _ => RETRY_AFTER_MAX,
         };
         self.soonest.unwrap_or_default().clamp(Duration::from_secs(1), longest)
@@ -55,7 +63,7 @@ impl<T> Balancer<T> {
                 level: *m.ledgers.level(&m.endpoint.limits, ask.model, now).of(kind),
                 wait: until.saturating_duration_since(now),
             }),
-            Room::Free | Room::Above => None,
+            Room::Free | Room::Above { .. } => None,
         };
         serving.filter_map(shortage).collect()
     }
@@ -71,19 +79,27 @@ impl<T> Inner<T> {
         Ask { need: Need { density, ..ask.need }, ..ask }
     }
 
-    /// What was learned only steers: those above it are out as long as there is one that is not.
+    /// Those above what was learned are out as long as there is one that is not. Where the workspace has named its
+    /// limit they are out even without, until the request insists; then, and where it has not, another one is better,
+    /// none is not. Nobody who came later takes the room that somebody waits for.
     pub(super) fn prefer_room(&self, considered: &mut [Considered], ask: Ask<'_>, now: Instant) {
         if self.members.iter().all(|m| m.ledgers.is_empty()) {
             return;
         }
-        let is_above = |one: &Considered| {
+        let is_behind = self.line.is_behind(ask.model, ask.place);
+        let rank = |one: &Considered| {
             let ledgers = &self.members[one.candidate.index].ledgers;
-            ledgers.room(ask.model, ask.need, now) == Room::Above
+            match ledgers.room(ask.model, ask.need, now) {
+                Room::Above { until: Some(_) } => 2,
+                _ if is_behind && ledgers.is_limited(ask.model, now) => 2,
+                Room::Above { until: None } => 1,
+                _ => 0,
+            }
         };
-        if considered.iter().any(|one| one.out.is_none() && !is_above(one)) {
-            let above = considered.iter_mut().filter(|one| one.out.is_none() && is_above(one));
-            above.for_each(|one| one.out = Some(Out::AboveLearnedLimit));
-        }
+        let best = considered.iter().filter(|one| one.out.is_none()).map(rank).min();
+        let most = best.map_or(0, |best| if best == 2 && !ask.insists { 1 } else { best });
+        let above = considered.iter_mut().filter(|one| one.out.is_none() && rank(one) > most);
+        above.for_each(|one| one.out = Some(Out::AboveLearnedLimit));
     }
 
     /// The answer when endpoints could serve this request, but have no room for it.
@@ -94,10 +110,12 @@ impl<T> Inner<T> {
             Some(Out::BehindOthers) => true,
             // What a running request has reserved and does not use is free as soon as its answer ends.
             Some(Out::AtLimit(kind)) => kind == Kind::Output && one.candidate.active > 0,
+            Some(Out::AboveLearnedLimit) => one.candidate.active > 0,
             _ => false,
         });
+        let is_learned = short().any(|one| one.out == Some(Out::AboveLearnedLimit));
         let soonest = Some(soonest.saturating_duration_since(now));
-        Some(Unavailable { soonest, why: Why::NoRoom { may_be_sooner } })
+        Some(Unavailable { soonest, why: Why::NoRoom { may_be_sooner, is_learned } })
     }
 }
 
@@ -106,7 +124,8 @@ impl<T> Member<T> {
     pub(super) fn room_at(&self, ask: Ask<'_>, now: Instant) -> Instant {
         match self.ledgers.room(ask.model, ask.need, now) {
             Room::Full { until, .. } => until,
-            Room::Free | Room::Above => now,
+            Room::Above { until: Some(until) } if !ask.insists => until,
+            Room::Free | Room::Above { .. } => now,
         }
     }
 
@@ -124,6 +143,7 @@ mod tests {
     use crate::anthropic::sse::Usage;
     use crate::balancer::limits::{Limits, Need};
     use crate::outcome::Outcome;
+    use std::sync::Arc;
 
     fn limited(name: &str, output: u64) -> Endpoint<()> {
         let each = Quota { output: Some(output), ..Quota::default() };
@@ -150,7 +170,7 @@ mod tests {
         let of = |id| leases.iter().filter(|lease| lease.id() == id).count();
         assert_eq!((of(EndpointId(1)), of(EndpointId(2))), (1, 11));
         let nobody = balancer.pick(ask, now).err().expect("no room");
-        assert_eq!(nobody.why, Why::NoRoom { may_be_sooner: true });
+        assert_eq!(nobody.why, Why::NoRoom { may_be_sooner: true, is_learned: false });
         assert_eq!(nobody.soonest, Some(61 * SECOND));
         assert_eq!(nobody.retry_after(), 5 * SECOND, "an answer may end");
         assert!(balancer.pick(Ask { model: "other", ..ask }, now).is_ok(), "each model by itself");
@@ -181,10 +201,9 @@ mod tests {
         on_b.finish(&wait, now);
         assert_eq!(balancer.soonest(reserving(plain, 900), now), Some(61 * SECOND));
         let nobody = balancer.pick(reserving(plain, 900), now).err().expect("no room, and one that rests");
-        assert_eq!(nobody.why, Why::NoRoom { may_be_sooner: false });
+        assert_eq!(nobody.why, Why::NoRoom { may_be_sooner: false, is_learned: false });
         assert!(
-            nobody.is_worth_waiting(now + 61 * SECOND, now)
-                && !nobody.is_worth_waiting(now + 60 * SECOND, now)
+            nobody.is_worth_waiting(now, 61 * SECOND, now) && !nobody.is_worth_waiting(now, 60 * SECOND, now)
         );
         assert_eq!(nobody.retry_after(), RETRY_AFTER_MAX);
     }
@@ -224,32 +243,108 @@ mod tests {
         assert_eq!(balancer.waiting(), 0);
     }
 
-    /// What was learned steers and never refuses.
+    /// Nobody is made to wait for a limit that was not named.
     #[test]
     fn above_a_learned_ceiling_another_one_is_better() {
         let now = crate::env::now();
         let balancer = balancer(vec![endpoint("a"), endpoint("b")], now);
-        let full = |id: u64, now| {
-            let tried = [EndpointId(3 - id)];
-            balancer.pick(Ask { tried: &tried, ..ask("m") }, now).unwrap().finish(&refused(429), now);
+        let to =
+            |id: u64| Ask { tried: if id == 1 { &[EndpointId(2)] } else { &[EndpointId(1)] }, ..ask("m") };
+        let full = |id| {
+            used(balancer.pick(reserving(to(id), 1000), now).unwrap(), 1000, now);
+            balancer.pick(to(id), now).unwrap().finish(&refused(429), now);
         };
-        full(1, now);
-        let now = now + 70 * SECOND;
-        full(1, now);
-        let now = now + 70 * SECOND;
+        full(1);
+        let now = now + 6 * SECOND;
         let seen = |now| {
             (0..20)
                 .filter(|_| balancer.pick(reserving(ask("m"), 100), now).unwrap().id() == EndpointId(1))
                 .count()
         };
-        assert_eq!(seen(now), 0, "it has refused at nothing at all");
-        full(2, now);
-        let now = now + 70 * SECOND;
-        full(2, now);
-        let now = now + 70 * SECOND;
+        assert_eq!(seen(now), 0, "it has refused at as much");
+        full(2);
+        let now = now + 6 * SECOND;
         assert!(seen(now) > 0, "both are above");
         balancer.reset();
         assert!(seen(now) > 0);
+    }
+
+    /// One endpoint, which has refused a request after letting in 1,000 tokens of output within a minute.
+    fn taught(now: Instant) -> Arc<super::Balancer<()>> {
+        let balancer = balancer(vec![endpoint("a")], now - 30 * SECOND);
+        let running = balancer.pick(reserving(ask("m"), 1000), now - 30 * SECOND).unwrap();
+        let mut limited = balancer.pick(reserving(ask("m"), 1000), now - 10 * SECOND).unwrap();
+        limited.limited_by(Some(Kind::Output));
+        limited.finish(&refused(429), now - 10 * SECOND);
+        used(running, 900, now - 10 * SECOND);
+        balancer
+    }
+
+    /// It waits for room as below a configured limit, but what was learned is a guess: in the end it goes.
+    #[test]
+    fn a_learned_ceiling_holds_back_for_a_moment_only() {
+        let now = crate::env::now();
+        let balancer = taught(now);
+        let large = reserving(ask("m"), 500);
+        let nobody = balancer.pick(large, now).err().expect("no room");
+        assert_eq!(nobody.why, Why::NoRoom { may_be_sooner: false, is_learned: true });
+        assert!(nobody.may_insist());
+        let is_worth = |waited: Duration| {
+            let nobody = balancer.pick(large, now + 25 * SECOND).err().expect("no room yet");
+            nobody.is_worth_waiting(now + 25 * SECOND - waited, 600 * SECOND, now + 25 * SECOND)
+        };
+        assert!(!nobody.is_worth_waiting(now, 600 * SECOND, now), "room comes in 31 s, which is too late");
+        assert!(is_worth(Duration::ZERO), "and now soon");
+        assert!(!is_worth(10 * SECOND), "however long queue_timeout is");
+        let small = balancer.pick(reserving(ask("m"), 20), now).expect("below it there is room");
+        used(small, 20, now);
+        let lease = balancer.pick(Ask { insists: true, ..large }, now).expect("it was a guess");
+        used(lease, 500, now);
+        assert!(balancer.pick(large, now).is_ok(), "and a wrong one");
+    }
+
+    #[test]
+    fn nobody_passes_those_who_wait_below_a_learned_ceiling() {
+        let now = crate::env::now();
+        let balancer = taught(now);
+        let first = balancer.wait_in_line("m").unwrap();
+        let small = reserving(ask("m"), 10);
+        assert!(balancer.pick(small, now).is_err(), "it fits, but another one waits");
+        assert!(balancer.pick(Ask { insists: true, ..small }, now).is_ok());
+        assert!(balancer.pick(Ask { place: Some(first.number()), ..small }, now).is_ok());
+        drop(first);
+        assert!(balancer.pick(small, now).is_ok());
+    }
+
+    /// The only endpoint is asked once more after a failure: that is no moment to wait for a guess.
+    #[test]
+    fn a_repeat_does_not_wait_for_what_was_learned() {
+        let now = crate::env::now();
+        let balancer = taught(now);
+        let large = reserving(ask("m"), 500);
+        assert!(balancer.pick(large, now).is_err());
+        assert!(balancer.can_take(EndpointId(1), large, now));
+        assert!(balancer.pick_again(EndpointId(1), large, now).is_some());
+    }
+
+    /// Where one endpoint is at a configured limit and the other above a guess, the guess gives way.
+    #[test]
+    fn a_guess_gives_way_and_a_configured_limit_does_not() {
+        let now = crate::env::now();
+        let balancer = taught(now);
+        let both = vec![endpoint("a"), limited("b", 400)];
+        balancer.replace(settings(Strategy::LeastRequests), both, now);
+        let large = reserving(ask("m"), 500);
+        let on_b = balancer.pick(large, now).expect("larger than the limit by itself, and all of it is free");
+        assert_eq!(on_b.id(), EndpointId(2));
+        let nobody = balancer.pick(large, now).err().expect("no room");
+        assert_eq!(nobody.why, Why::NoRoom { may_be_sooner: true, is_learned: true });
+        let insisting = balancer.pick(Ask { insists: true, ..large }, now).unwrap();
+        assert_eq!(insisting.id(), EndpointId(1));
+        insisting.finish(&refused(429), now);
+        let nobody =
+            balancer.pick(Ask { insists: true, ..large }, now).err().expect("one rests, one is full");
+        assert!(!nobody.may_insist());
     }
 
     /// How long that takes nobody said, and an answer that ends gives back what it had reserved.
@@ -273,7 +368,7 @@ mod tests {
             limited.limited_by(kind);
             limited.finish(&refused(retry_after), now + SECOND);
             assert!(balancer.pick(ask("m"), now + SECOND).is_err());
-            older.finish(&Outcome::Completed, now + SECOND);
+            used(older, 10, now + SECOND);
             assert_eq!(balancer.pick(ask("m"), now + SECOND).is_ok(), ends, "{retry_after:?} {kind:?}");
         }
     }

@@ -37,7 +37,7 @@ fn ids(numbers: impl IntoIterator<Item = usize>) -> Vec<EndpointId> {
 }
 
 pub(super) fn ask(model: &str) -> Ask<'_> {
-    Ask { model, tried: &[], session: None, need: Need::default(), place: None }
+    Ask { model, tried: &[], session: None, need: Need::default(), place: None, insists: false }
 }
 
 pub(super) fn refused(status: u16) -> Outcome {

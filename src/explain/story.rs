@@ -46,7 +46,16 @@ fn arrival(explained: &Explained) -> String {
 }
 
 fn decided(decision: &Decision) -> String {
+    let insists = if decision.insists && !decision.is_repeat {
+        "it has waited long enough for a limit that is only a guess; "
+    } else {
+        ""
+    };
     let outs = outs(decision);
+    format!("{insists}{}", went(decision, &outs))
+}
+
+fn went(decision: &Decision, outs: &str) -> String {
     let Some(chosen) = decision.chosen else {
         return format!("{}{outs}", nobody(decision.refused));
     };
@@ -127,7 +136,12 @@ fn nobody(why: Option<Why>) -> &'static str {
         Some(Why::RetryBudget) => {
             "an endpoint is there, but its last result was bad and as many such retries run as may"
         }
-        Some(Why::NoRoom { .. }) => "no endpoint has room for it within its configured limits",
+        Some(Why::NoRoom { is_learned: false, .. }) => {
+            "no endpoint has room for it within its configured limits"
+        }
+        Some(Why::NoRoom { is_learned: true, .. }) => {
+            "no endpoint has room for it within its limits, which 429s have taught"
+        }
         Some(Why::AllOut) | None => "no endpoint can take it",
     }
 }

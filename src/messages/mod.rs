@@ -129,7 +129,7 @@ impl Messages {
     ) -> Ending {
         let surface = Surface { exchange, downstream };
         let mut tried = Vec::new();
-        let seeker = Seeker { messages: self, exchange, prepared, downstream, until: Cell::new(None) };
+        let seeker = Seeker { messages: self, exchange, prepared, downstream, since: Cell::new(None) };
         let mut lease = match seeker.find(&tried, record) {
             Ok(lease) => lease,
             Err(Nobody::Unavailable(nobody)) => {

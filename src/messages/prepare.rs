@@ -38,7 +38,7 @@ impl Prepared<'_> {
     /// What the balancer is asked for.
     pub(super) fn ask<'s>(&'s self, tried: &'s [EndpointId]) -> Ask<'s> {
         let need = Need { bytes: self.bytes, max_tokens: self.facts.max_tokens, density: None };
-        Ask { model: &self.model, tried, session: self.session, need, place: None }
+        Ask { model: &self.model, tried, session: self.session, need, place: None, insists: false }
     }
 
     /// The same for every attempt, but for what an endpoint does not take.

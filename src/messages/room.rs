@@ -43,8 +43,8 @@ pub(super) struct Seeker<'a> {
     pub(super) exchange: &'a Exchange,
     pub(super) prepared: &'a Prepared<'a>,
     pub(super) downstream: &'a Rc<Downstream>,
-    /// When waiting ends, once it has begun.
-    pub(super) until: Cell<Option<Instant>>,
+    /// When waiting began, once it has.
+    pub(super) since: Cell<Option<Instant>>,
 }
 
 impl Seeker<'_> {
@@ -53,7 +53,16 @@ impl Seeker<'_> {
         let ask = self.prepared.ask(tried);
         let (picked, decision) = self.messages.balancer.decide(ask, env::now());
         record.decided(decision);
-        picked.or_else(|nobody| self.wait(ask, nobody, record))
+        let found = picked.or_else(|nobody| self.wait(ask, nobody, record));
+        match found {
+            Err(Nobody::Unavailable(nobody)) if nobody.may_insist() => {
+                let (picked, decision) =
+                    self.messages.balancer.decide(Ask { insists: true, ..ask }, env::now());
+                record.decided(decision);
+                picked.map_err(Nobody::Unavailable)
+            }
+            found => found,
+        }
     }
 
     fn wait(
@@ -63,9 +72,9 @@ impl Seeker<'_> {
         record: &mut Record,
     ) -> Result<Lease<Workspace>, Nobody> {
         let balancer = &self.messages.balancer;
-        let until = self.until.get().unwrap_or_else(|| env::now() + self.messages.waiting.timeout);
-        self.until.set(Some(until));
-        let place = match nobody.is_worth_waiting(until, env::now()) {
+        let (since, longest) = (self.since.get().unwrap_or_else(env::now), self.messages.waiting.timeout);
+        self.since.set(Some(since));
+        let place = match nobody.is_worth_waiting(since, longest, env::now()) {
             true => balancer.wait_in_line(ask.model),
             false => None,
         };
@@ -74,7 +83,7 @@ impl Seeker<'_> {
         let patience = Patience {
             downstream: Rc::clone(self.downstream),
             limits: self.messages.limits,
-            until,
+            until: since + longest,
             heartbeat_head: self.prepared.facts.stream.then(|| heads::heartbeat(&record.id, self.exchange)),
         };
         loop {
@@ -89,7 +98,7 @@ impl Seeker<'_> {
             };
             match patience.tick() {
                 Err(Abort::ClientGone) => return Err(Nobody::ClientGone),
-                Ok(()) if nobody.is_worth_waiting(until, now) => env::sleep(STEP),
+                Ok(()) if nobody.is_worth_waiting(since, longest, now) => env::sleep(STEP),
                 _ => {
                     record.decided(decision);
                     return Err(Nobody::Unavailable(nobody));

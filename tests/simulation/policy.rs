@@ -100,10 +100,12 @@ impl Policy {
         session: usize,
         tried: &[Refused],
         place: Option<&Place<usize>>,
+        insists: bool,
         now: Instant,
     ) -> Result<Lease<usize>, Unavailable> {
         let need = Need { bytes: turn.bytes, max_tokens: Some(MAX_TOKENS), density: None };
-        let ask = Ask { model: MODEL, tried: &[], session: None, need, place: place.map(Place::number) };
+        let place = place.map(Place::number);
+        let ask = Ask { model: MODEL, tried: &[], session: None, need, place, insists };
         match self {
             Self::Balanced(balancer) => {
                 let tried: Vec<EndpointId> = tried.iter().map(|tried| tried.id).collect();

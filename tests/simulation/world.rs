@@ -104,9 +104,10 @@ struct Running {
 struct Asking {
     turn: Turn,
     tried: Vec<Refused>,
-    /// In the line of those who wait for room, and since when and until when.
+    /// In the line of those who wait for room, and since when.
     waiting: Option<(Place<usize>, Instant)>,
-    until: Option<Instant>,
+    /// When it began to wait, this time or an earlier one.
+    since: Option<Instant>,
 }
 
 struct World {
@@ -175,7 +176,7 @@ impl World {
         match event {
             Event::Ask { agent } => {
                 let turn = self.agents[agent].ask();
-                self.asking[agent] = Some(Asking { turn, tried: Vec::new(), waiting: None, until: None });
+                self.asking[agent] = Some(Asking { turn, tried: Vec::new(), waiting: None, since: None });
                 self.ask(agent, now);
             }
             Event::LookAgain { agent } => self.ask(agent, now),
@@ -212,11 +213,12 @@ impl World {
         let mut wait = Duration::from_secs(1);
         while asking.tried.len() < MAX_ATTEMPTS {
             let place = asking.waiting.as_ref().map(|(place, _)| place);
-            let mut lease = match self.policy.pick(&turn, self.session(agent), &asking.tried, place, now) {
+            let session = self.session(agent);
+            let mut lease = match self.policy.pick(&turn, session, &asking.tried, place, false, now) {
                 Ok(lease) => lease,
                 Err(nobody) => {
-                    let until = *asking.until.get_or_insert(now + QUEUE_TIMEOUT);
-                    if nobody.is_worth_waiting(until, now) {
+                    let since = *asking.since.get_or_insert(now);
+                    if nobody.is_worth_waiting(since, QUEUE_TIMEOUT, now) {
                         if asking.waiting.is_none() {
                             asking.waiting = self.policy.wait_in_line().map(|place| (place, now));
                         }
@@ -225,8 +227,14 @@ impl World {
                             return self.plan(now + LOOK_AGAIN, Event::LookAgain { agent });
                         }
                     }
-                    wait = nobody.retry_after();
-                    break;
+                    let insists = nobody.may_insist();
+                    match self.policy.pick(&turn, session, &asking.tried, None, insists, now) {
+                        Ok(lease) => lease,
+                        Err(nobody) => {
+                            wait = nobody.retry_after();
+                            break;
+                        }
+                    }
                 }
             };
             if let Some((_, since)) = asking.waiting.take() {

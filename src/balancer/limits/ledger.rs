@@ -22,21 +22,30 @@ const REMEMBERED: f64 = 0.95;
 const MARGIN: f64 = 0.95;
 /// How much a ceiling rises in each minute without a 429.
 const RELAXATION: f64 = 0.01;
+/// A request that was let in so far above a ceiling shows that there is none.
+const DISPROVED: f64 = 1.1;
 /// A ceiling ends after so long without a 429: it may have come from somebody else's use of the same quota.
 const CEILING_ENDS: Duration = Duration::from_secs(10 * 60);
-/// An account without configured limits ends after so long without a 429.
-const FORGOTTEN: Duration = Duration::from_secs(30 * 60);
+/// An account without configured limits ends when nothing in it counts any more.
+const FORGOTTEN: Duration = Duration::from_secs(61 * 60);
 
+/// What a workspace seems to let in.
 #[derive(Debug, Clone, Copy)]
 struct Ceiling {
     tokens: f64,
     since: Instant,
+    /// The workspace said that it is this limit.
+    is_named: bool,
 }
 
 impl Ceiling {
     fn now(self, now: Instant) -> u64 {
+        (self.tokens * self.risen(now)) as u64
+    }
+
+    fn risen(self, now: Instant) -> f64 {
         let minutes = now.saturating_duration_since(self.since).as_secs_f64() / MINUTE.as_secs_f64();
-        (self.tokens * (1.0 + RELAXATION * minutes)) as u64
+        1.0 + RELAXATION * minutes
     }
 }
 
@@ -47,7 +56,6 @@ pub struct Ledger {
     pub quota: Quota,
     windows: PerKind<Window>,
     ceilings: PerKind<Option<Ceiling>>,
-    limited_at: Option<Instant>,
     used_at: Instant,
     known_tokens: f64,
     known_bytes: f64,
@@ -61,7 +69,6 @@ impl Ledger {
             quota,
             windows: PerKind { input: minute(), output: minute(), requests: Window::new(60 * MINUTE, now) },
             ceilings: PerKind::default(),
-            limited_at: None,
             used_at: now,
             known_tokens: TOKENS_PER_BYTE * FIRST_GUESS_BYTES,
             known_bytes: FIRST_GUESS_BYTES,
@@ -79,11 +86,18 @@ impl Ledger {
         if let Some((until, kind)) = full.max_by_key(|(until, _)| *until) {
             return Room::Full { until, kind };
         }
-        let is_above = |kind: Kind| {
-            let ceiling = self.ceiling(kind, now);
-            ceiling.is_some_and(|ceiling| self.windows.of(kind).sum(now) + wanted.of(kind) > ceiling)
-        };
-        if Kind::ALL.into_iter().any(is_above) { Room::Above } else { Room::Free }
+        let above = Kind::ALL.into_iter().filter_map(|kind| {
+            let ceiling = self.ceiling(kind, now)?;
+            let (most, window) = (room_for(*wanted.of(kind), ceiling.now(now)), self.windows.of(kind));
+            (window.sum(now) > most).then(|| ceiling.is_named.then(|| window.down_to(most, now)))
+        });
+        above.max().map_or(Room::Free, |until| Room::Above { until })
+    }
+
+    /// A limit is known: it is configured, or the workspace has named it.
+    pub fn is_limited(&self, now: Instant) -> bool {
+        let is_named = |kind| self.ceiling(kind, now).is_some_and(|ceiling| ceiling.is_named);
+        self.is_configured() || Kind::ALL.into_iter().any(is_named)
     }
 
     /// Counts a request as let in.
@@ -93,7 +107,9 @@ impl Ledger {
             self.windows.of_mut(kind).add(*wanted.of(kind), now);
         }
         self.used_at = now;
-        Charge { at: now, bytes: need.bytes, input: wanted.input, output: wanted.output }
+        let reached = |kind: Kind| self.windows.of(kind).sum(now);
+        let reached = PerKind { input: reached(Kind::Input), output: reached(Kind::Output), requests: 0 };
+        Charge { at: now, bytes: need.bytes, input: wanted.input, output: wanted.output, reached }
     }
 
     /// Corrects what was counted to what the request came to.
@@ -117,31 +133,53 @@ impl Ledger {
             self.known_tokens = REMEMBERED * self.known_tokens + tokens as f64;
             self.known_bytes = REMEMBERED * self.known_bytes + charge.bytes as f64;
         }
+        if let Spent::Ended { output: Some(1..), .. } = spent {
+            self.was_let_in(charge, now);
+        }
     }
 
-    /// The workspace has refused a request. What it had let in within a whole window is about what it lets in; before
-    /// one has passed nothing is known.
+    /// A ceiling that this request was above stands too low, and one that it was far above is none.
+    fn was_let_in(&mut self, charge: Charge, now: Instant) {
+        for kind in [Kind::Input, Kind::Output] {
+            let reached = *charge.reached.of(kind) as f64;
+            let ceiling = self.ceilings.of_mut(kind);
+            if let Some(stands) = ceiling.as_mut().filter(|ceiling| ceiling.since <= charge.at) {
+                if reached > DISPROVED * stands.now(charge.at) as f64 {
+                    *ceiling = None;
+                } else {
+                    stands.tokens = stands.tokens.max(reached / stands.risen(now));
+                }
+            }
+        }
+    }
+
+    /// The workspace has refused a request: what it had let in within the last window is about what it lets in. It may
+    /// have let in more that this account does not know of, from before a restart or from somebody else; then the
+    /// ceiling stands too low, until requests that go all the same show it.
     pub fn limited(&mut self, kind: Option<Kind>, now: Instant) {
-        self.limited_at = Some(now);
         for which in [Kind::Input, Kind::Output] {
-            let window = self.windows.of(which);
+            let let_in = self.windows.of(which).sum(now);
             let is_meant = kind.is_none_or(|kind| kind == which) && self.quota.of(which).is_none();
-            if is_meant && window.is_full_length(now) {
-                let tokens = MARGIN * window.sum(now) as f64;
-                *self.ceilings.of_mut(which) = Some(Ceiling { tokens, since: now });
+            if is_meant && let_in > 0 {
+                let (tokens, is_named) = (MARGIN * let_in as f64, kind == Some(which));
+                *self.ceilings.of_mut(which) = Some(Ceiling { tokens, since: now, is_named });
             }
         }
     }
 
     /// Forgets what 429s have taught.
     pub fn forget_learned(&mut self) {
-        (self.ceilings, self.limited_at) = (PerKind::default(), None);
+        self.ceilings = PerKind::default();
     }
 
     /// True when there is nothing left to keep account for.
     pub fn is_over(&self, now: Instant) -> bool {
-        let is_remembered = self.limited_at.is_some_and(|at| now.saturating_duration_since(at) < FORGOTTEN);
-        self.quota == Quota::default() && !is_remembered
+        !self.is_configured() && now.saturating_duration_since(self.used_at) >= FORGOTTEN
+    }
+
+    /// A limit of this model is configured.
+    pub fn is_configured(&self) -> bool {
+        self.quota != Quota::default()
     }
 
     /// When it was used last.
@@ -153,15 +191,15 @@ impl Ledger {
     pub fn levels(&self, now: Instant) -> PerKind<Level> {
         let level = |kind: Kind| Level {
             limit: *self.quota.of(kind),
-            ceiling: self.ceiling(kind, now),
+            ceiling: self.ceiling(kind, now).map(|ceiling| ceiling.now(now)),
             used: self.windows.of(kind).sum(now),
         };
         PerKind { input: level(Kind::Input), output: level(Kind::Output), requests: level(Kind::Requests) }
     }
 
-    fn ceiling(&self, kind: Kind, now: Instant) -> Option<u64> {
+    fn ceiling(&self, kind: Kind, now: Instant) -> Option<Ceiling> {
         let ceiling = (*self.ceilings.of(kind))?;
-        (now.saturating_duration_since(ceiling.since) < CEILING_ENDS).then(|| ceiling.now(now))
+        (now.saturating_duration_since(ceiling.since) < CEILING_ENDS).then_some(ceiling)
     }
 
     /// What a request is expected to take.

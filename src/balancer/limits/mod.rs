@@ -5,8 +5,8 @@
 //! (its page "Foundation Model APIs limits and quotas"). A ledger keeps the same account, so that a request is sent
 //! where there is room instead of into a 429.
 //!
-//! Without configured limits there is no ledger, until a 429 begins one: from then on what it holds at the next 429 is
-//! a ceiling, which only steers.
+//! Without configured limits the ledger is kept all the same: what it holds at a 429 is a ceiling. Requests are steered
+//! around it, and wait a moment for room below it; but it is a guess, so nobody is refused for it.
 
 mod ledger;
 mod window;
@@ -140,7 +140,10 @@ pub enum Room {
     /// It does.
     Free,
     /// It would rise above what was learned from 429s: another endpoint is better, none is not.
-    Above,
+    Above {
+        /// When it would not any more, where the workspace has named the limit; that is worth waiting for.
+        until: Option<Instant>,
+    },
     /// A configured limit would be exceeded.
     Full {
         /// When it fits at the latest, if nothing is added meanwhile.
@@ -157,6 +160,8 @@ pub struct Charge {
     bytes: u64,
     input: u64,
     output: u64,
+    /// What counted with it.
+    reached: PerKind<u64>,
 }
 
 /// What a request came to.
@@ -236,18 +241,16 @@ impl Ledgers {
         self.find(model).map_or(Room::Free, |ledger| ledger.room(need, now))
     }
 
-    /// Lets a request in. Without limits, and with nothing learned, nothing is noted.
+    /// A limit of this model is known: it is configured, or the workspace has named it.
+    pub fn is_limited(&self, model: &str, now: Instant) -> bool {
+        self.find(model).is_some_and(|ledger| ledger.is_limited(now))
+    }
+
+    /// Lets a request in.
     pub fn admit(&mut self, limits: &Limits, model: &str, need: Need, now: Instant) -> Option<Charge> {
-        if limits.is_empty() && self.list.is_empty() {
-            return None;
-        }
-        self.list.retain(|(_, ledger)| !ledger.is_over(now));
         if self.find(model).is_none() {
-            let quota = limits.of(model);
-            if quota == Quota::default() {
-                return None;
-            }
-            self.begin(model, Ledger::new(quota, now));
+            self.list.retain(|(_, ledger)| !ledger.is_over(now));
+            self.begin(model, Ledger::new(limits.of(model), now));
         }
         self.find_mut(model).map(|ledger| ledger.admit(need, now))
     }
@@ -282,9 +285,10 @@ impl Ledgers {
         self.list.iter_mut().for_each(|(_, ledger)| ledger.forget_learned());
     }
 
-    /// All that is limited, for display.
+    /// What has been used lately, for display.
     pub fn levels(&self, now: Instant) -> Vec<(String, PerKind<Level>)> {
-        self.list.iter().map(|(model, ledger)| (model.clone(), ledger.levels(now))).collect()
+        let used = self.list.iter().filter(|(_, ledger)| !ledger.is_over(now));
+        used.map(|(model, ledger)| (model.clone(), ledger.levels(now))).collect()
     }
 
     /// What is used of the limits of this model.
@@ -303,7 +307,10 @@ impl Ledgers {
 
     fn begin(&mut self, model: &str, ledger: Ledger) {
         if self.list.len() >= MODELS_MAX
-            && let Some(idlest) = (0..self.list.len()).min_by_key(|&at| self.list[at].1.used_at())
+            && let Some(idlest) = (0..self.list.len()).min_by_key(|&at| {
+                let ledger = &self.list[at].1;
+                (ledger.is_configured(), ledger.used_at())
+            })
         {
             self.list.swap_remove(idlest);
         }

@@ -27,14 +27,16 @@ fn is_full(room: Room) -> bool {
     matches!(room, Room::Full { .. })
 }
 
+/// The first 429 would teach nothing if the account began with it.
 #[test]
-fn without_limits_there_is_no_account_until_a_429() {
+fn an_account_is_kept_without_limits_as_well() {
     let (mut ledgers, limits, now) = (Ledgers::default(), Limits::default(), crate::env::now());
-    assert_eq!(ledgers.admit(&limits, "m", exactly(1000), now), None);
-    assert!(ledgers.is_empty());
+    ledgers.admit(&limits, "m", exactly(1000), now);
+    assert_eq!(ledgers.room("m", exactly(1_000_000_000), now), Room::Free);
+    assert!(!ledgers.is_limited("m", now));
     ledgers.limited(&limits, "m", Some(Kind::Input), now);
-    assert!(ledgers.admit(&limits, "m", exactly(1000), now).is_some());
-    assert_eq!(ledgers.admit(&limits, "other", exactly(1000), now), None);
+    assert_eq!(ledgers.level(&limits, "m", now).input.ceiling, Some(950));
+    assert!(ledgers.is_limited("m", now) && !ledgers.is_limited("other", now));
 }
 
 #[test]
@@ -133,13 +135,10 @@ fn answers_teach_how_large_a_request_is() {
 #[test]
 fn refusals_teach_a_ceiling_that_steers_rises_and_is_forgotten() {
     let (mut ledgers, limits, start) = (Ledgers::default(), Limits::default(), crate::env::now());
-    ledgers.limited(&limits, "m", Some(Kind::Input), start);
     for second in 0..70 {
         ledgers.admit(&limits, "m", exactly(105), start + seconds(f64::from(second)));
     }
     let ceiling = |ledgers: &Ledgers, now| ledgers.level(&limits, "m", now).input.ceiling;
-    ledgers.limited(&limits, "m", Some(Kind::Input), start + seconds(30.0));
-    assert_eq!(ceiling(&ledgers, start + seconds(30.0)), None, "no minute had passed");
     let now = start + seconds(70.0);
     ledgers.limited(&limits, "m", Some(Kind::Output), now);
     assert_eq!(ceiling(&ledgers, now), None, "that was about output");
@@ -147,24 +146,62 @@ fn refusals_teach_a_ceiling_that_steers_rises_and_is_forgotten() {
     ledgers.limited(&limits, "m", None, now);
     let learned = ceiling(&ledgers, now).expect("a ceiling");
     assert!((5900..6100).contains(&learned), "{learned}: 61 requests of 105, and a twentieth below");
-    assert_eq!(ledgers.room("m", exactly(2000), now), Room::Above);
+    assert_eq!(ledgers.room("m", exactly(2000), now), Room::Above { until: None }, "nobody knows of what");
     assert_eq!(ledgers.room("m", exactly(2000), now + seconds(60.0)), Room::Free);
+    ledgers.limited(&limits, "m", Some(Kind::Input), now);
+    let Room::Above { until: Some(until) } = ledgers.room("m", exactly(2000), now) else {
+        panic!("it is named")
+    };
+    assert_eq!(ledgers.room("m", exactly(2000), until), Room::Free, "when it was promised");
     let risen = ceiling(&ledgers, now + seconds(300.0)).expect("a ceiling");
     assert!(risen.abs_diff(learned + learned / 20) <= 1, "{risen}: a hundredth each minute");
     assert_eq!(ceiling(&ledgers, now + seconds(600.0)), None);
-    let forgotten = now + seconds(1800.0);
-    assert_eq!(ledgers.admit(&limits, "m", exactly(1), forgotten), None, "and so is the account");
-    assert!(ledgers.is_empty());
+    let forgotten = now + seconds(3700.0);
+    assert_eq!(ledgers.levels(forgotten), [], "and so is the account");
+    ledgers.admit(&limits, "other", exactly(1), forgotten);
+    assert_eq!(ledgers.find("m").map(Ledger::used_at), None);
+}
+
+/// Somebody else had used most of the quota: what looked like a limit of 1,900 is none.
+#[test]
+fn an_answer_from_above_a_ceiling_corrects_it() {
+    let limits = Limits::default();
+    let stands_after = |tokens: u64, spent: Spent| {
+        let (mut ledgers, now) = (Ledgers::default(), crate::env::now());
+        ledgers.admit(&limits, "m", exactly(2000), now);
+        ledgers.limited(&limits, "m", Some(Kind::Input), now);
+        let charge = ledgers.admit(&limits, "m", exactly(tokens), now).unwrap();
+        ledgers.settle("m", charge, spent, now);
+        ledgers.level(&limits, "m", now).input.ceiling
+    };
+    let answered = Spent::Ended { input: None, output: Some(1) };
+    assert_eq!(stands_after(50, answered), Some(2050), "a little more is let in than was thought");
+    assert_eq!(stands_after(1000, answered), None, "there is no such limit");
+    for unclear in
+        [Spent::Nothing, Spent::Unknown { input: None }, Spent::Ended { input: None, output: Some(0) }]
+    {
+        assert_eq!(stands_after(1000, unclear), Some(1900), "{unclear:?} proves nothing");
+    }
+}
+
+/// It was let in before the refusal, so the refusal is the newer truth.
+#[test]
+fn an_answer_from_before_the_refusal_proves_nothing() {
+    let (mut ledgers, limits, start) = (Ledgers::default(), Limits::default(), crate::env::now());
+    let charge = ledgers.admit(&limits, "m", exactly(1000), start).unwrap();
+    let now = start + seconds(2.0);
+    ledgers.limited(&limits, "m", Some(Kind::Input), now);
+    let answered = Spent::Ended { input: Some(2000), output: Some(1) };
+    ledgers.settle("m", charge, answered, now);
+    assert_eq!(ledgers.level(&limits, "m", now).input.ceiling, Some(950));
 }
 
 #[test]
 fn a_reset_forgets_what_was_learned_and_a_reload_keeps_what_is_counted() {
-    let (mut ledgers, none, start) = (Ledgers::default(), Limits::default(), crate::env::now());
-    ledgers.limited(&none, "m", None, start);
-    let now = start + seconds(61.0);
+    let (mut ledgers, none, now) = (Ledgers::default(), Limits::default(), crate::env::now());
     ledgers.admit(&none, "m", exactly(1000), now);
     ledgers.limited(&none, "m", None, now);
-    assert_eq!(ledgers.room("m", exactly(1000), now), Room::Above);
+    assert_eq!(ledgers.room("m", exactly(1000), now), Room::Above { until: None });
     ledgers.configure(&input(1500));
     assert!(is_full(ledgers.room("m", exactly(1000), now)), "what was counted before counts");
     ledgers.configure(&none);
@@ -199,6 +236,12 @@ fn memory_is_bounded() {
         assert!(ledgers.list.len() <= MODELS_MAX);
     }
     assert!(ledgers.find("kept").is_some(), "the one used least lately makes room");
+    let mine = Limits { each: Quota::default(), models: vec![("mine".into(), input(1000).each)] };
+    ledgers.admit(&mine, "mine", exactly(1), now + seconds(2000.0));
+    for model in 0..1000 {
+        ledgers.admit(&mine, &format!("n{model}"), exactly(1), now + seconds(2001.0));
+    }
+    assert!(ledgers.find("mine").is_some(), "and never one with a limit for the sake of one without");
 }
 
 /// What is counted against one limit, exactly: when, how much, and as what it was settled.

@@ -25,11 +25,6 @@ impl Window {
         Self { begun: now, span, newest: 0, total: 0, slots: Box::new([0; SLOTS]) }
     }
 
-    /// True once it has seen a whole window.
-    pub fn is_full_length(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.begun) >= self.span
-    }
-
     /// What counts now.
     pub fn sum(&self, now: Instant) -> u64 {
         let passed = self.first(self.newest)..self.first(self.slot(now)).min(self.newest + 1);
