@@ -102,6 +102,19 @@ fn a_missing_model_is_left_alone() {
     ));
 }
 
+/// A workspace without AI Gateway drew all requests to itself: nobody refuses as fast, so it was always the idlest.
+#[test]
+fn a_workspace_without_the_feature_is_left_alone() {
+    let body = r#"{"error_code":"FEATURE_DISABLED","message":"Unity AI Gateway is not enabled"}"#;
+    check(&row(
+        Reply::json(404, body),
+        "model_unavailable",
+        false,
+        "does not serve",
+        "enable the model there",
+    ));
+}
+
 #[test]
 fn a_rate_limit_of_zero_is_a_model_that_is_not_there() {
     check(&row(

@@ -4,7 +4,7 @@
 //! (`rejection`), names the refused place so that it holds for other requests, too (`path`), takes such places out of
 //! a body (`strip`), and turns adaptive thinking into what older models know (`thinking`). It works by scanning and
 //! splicing: no tree is built, and every byte that is not taken out stays as it was. It never looks into tool inputs,
-//! schemas or text. Called by `messages/fit` and `messages/turn`.
+//! schemas or text. Called by `messages/prepare` and `messages/turn`.
 
 mod path;
 mod rejection;

@@ -69,10 +69,8 @@ fn says_ip_blocked(message: &str) -> bool {
 
 /// A path that does not exist is the same to us: this workspace does not serve the model where we ask for it.
 fn says_model_missing(code: &str, message: &str) -> bool {
-    if code == "FEATURE_DISABLED" {
-        return false;
-    }
-    let is_known_code = matches!(code, "RESOURCE_DOES_NOT_EXIST" | "ENDPOINT_NOT_FOUND");
+    // The last one is said where a workspace has no AI Gateway.
+    let is_known_code = matches!(code, "RESOURCE_DOES_NOT_EXIST" | "ENDPOINT_NOT_FOUND" | "FEATURE_DISABLED");
     let names_it = message.contains("model") || message.contains("endpoint");
     let is_gone = ["not exist", "not found", "no such"].iter().any(|words| message.contains(words));
     // Anthropic says `model: <name>` and nothing else.
@@ -146,8 +144,8 @@ mod tests {
             (404, r#"{"error":{"type":"not_found_error","message":"model: x"}}"#, Meaning::ModelMissing),
             (
                 404,
-                r#"{"error_code":"FEATURE_DISABLED","message":"The model endpoint preview is not found"}"#,
-                Meaning::Other,
+                r#"{"error_code":"FEATURE_DISABLED","message":"The preview is not enabled"}"#,
+                Meaning::ModelMissing,
             ),
             (404, r#"{"message":"Not Found"}"#, Meaning::Other),
             (404, "<html>endpoint not found</html>", Meaning::Other),
