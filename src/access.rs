@@ -25,7 +25,7 @@ pub struct Record {
     pub is_stream: bool,
     /// The status the client saw.
     pub status: Option<u16>,
-    /// The client left before anybody was asked.
+    /// The client left while nobody was being asked.
     pub is_client_gone: bool,
     /// What the client was told in the proxy's own words.
     pub said: String,
@@ -86,56 +86,16 @@ impl Record {
 
     /// Writes the line, and hands over what explains it.
     pub fn finish(self, bytes: u64, first_at: Option<Instant>, now: Instant) -> Explained {
-        let attempts = self.trace.attempts();
-        let (endpoint, end) = match attempts.last() {
-            Some(last) => (self.trace.endpoint(last), last.outcome.as_ref().map_or("local", Outcome::word)),
-            None if self.is_client_gone => ("-", "client_gone"),
-            None => ("-", "refused_here"),
-        };
-        let mut tried = String::new();
-        for attempt in attempts {
-            let comma = if tried.is_empty() { "" } else { "," };
-            let name = self.trace.endpoint(attempt);
-            // A string takes whatever is written to it.
-            let _ = match &attempt.outcome {
-                Some(Outcome::Refused { status, .. }) => write!(tried, "{comma}{name}:{status}"),
-                Some(outcome) => write!(tried, "{comma}{name}:{}", outcome.word()),
-                None => write!(tried, "{comma}{name}:?"),
-            };
-        }
-        let milliseconds = |to: Instant| to.saturating_duration_since(self.received_at);
-        log::info!(
-            target: ACCESS,
-            id = if self.shown_id.is_empty() { &self.id } else { &self.shown_id },
-            key = self.key,
-            peer = self.peer,
-            method = "POST",
-            path = self.path,
-            model = self.asked,
-            served = self.served,
-            endpoint = endpoint,
-            attempts = attempts.len(),
-            tried = tried,
-            status = self.status.unwrap_or(0),
-            stream = self.is_stream,
-            bytes = bytes,
-            ttfb_ms = first_at.map_or(0.0, |at| rounded(milliseconds(at))),
-            ms = rounded(milliseconds(now)),
-            input_tokens = self.usage.input_tokens.unwrap_or(0),
-            output_tokens = self.usage.output_tokens.unwrap_or(0),
-            cache_write_tokens = self.usage.cache_creation_input_tokens.unwrap_or(0),
-            cache_read_tokens = self.usage.cache_read_input_tokens.unwrap_or(0),
-            end = end;
-            "request"
-        );
-        Explained {
+        // Without a byte sent it is only what would have been shown.
+        let (was_shown, seen) = (self.status, first_at.and(self.status));
+        let explained = Explained {
             id: self.id,
             shown_id: self.shown_id,
             asked: self.asked,
             served: self.served,
             is_stream: self.is_stream,
-            // Without a byte sent it is only what would have been shown.
-            status: first_at.and(self.status),
+            status: seen,
+            is_client_gone: self.is_client_gone,
             said: self.said,
             received_at: self.received_at,
             taken_up_at: Some(self.taken_up_at),
@@ -144,7 +104,47 @@ impl Record {
             bytes,
             usage: self.usage,
             trace: self.trace,
+        };
+        let attempts = explained.trace.attempts();
+        let endpoint = attempts.last().map_or("-", |last| explained.trace.endpoint(last));
+        let status = if explained.is_client_gone { seen } else { was_shown };
+        let mut tried = String::new();
+        for attempt in attempts {
+            let comma = if tried.is_empty() { "" } else { "," };
+            let name = explained.trace.endpoint(attempt);
+            // A string takes whatever is written to it.
+            let _ = match &attempt.outcome {
+                Some(Outcome::Refused { status, .. }) => write!(tried, "{comma}{name}:{status}"),
+                Some(outcome) => write!(tried, "{comma}{name}:{}", outcome.word()),
+                None => write!(tried, "{comma}{name}:?"),
+            };
         }
+        let milliseconds = |to: Instant| to.saturating_duration_since(explained.received_at);
+        log::info!(
+            target: ACCESS,
+            id = if explained.shown_id.is_empty() { &explained.id } else { &explained.shown_id },
+            key = self.key,
+            peer = self.peer,
+            method = "POST",
+            path = self.path,
+            model = explained.asked,
+            served = explained.served,
+            endpoint = endpoint,
+            attempts = attempts.len(),
+            tried = tried,
+            status = status.unwrap_or(0),
+            stream = explained.is_stream,
+            bytes = bytes,
+            ttfb_ms = first_at.map_or(0.0, |at| rounded(milliseconds(at))),
+            ms = rounded(milliseconds(now)),
+            input_tokens = explained.usage.input_tokens.unwrap_or(0),
+            output_tokens = explained.usage.output_tokens.unwrap_or(0),
+            cache_write_tokens = explained.usage.cache_creation_input_tokens.unwrap_or(0),
+            cache_read_tokens = explained.usage.cache_read_input_tokens.unwrap_or(0),
+            end = explained.end();
+            "request"
+        );
+        explained
     }
 }
 

@@ -129,6 +129,8 @@ pub struct Explained {
     pub is_stream: bool,
     /// The status the client saw.
     pub status: Option<u16>,
+    /// The client left while nobody was being asked.
+    pub is_client_gone: bool,
     /// What the client was told, when the proxy answered in its own words.
     pub said: String,
     /// When its head was whole.
@@ -157,6 +159,7 @@ impl Explained {
             served: String::new(),
             is_stream: false,
             status: Some(status),
+            is_client_gone: false,
             said: said.to_string(),
             received_at: now,
             taken_up_at: None,
@@ -165,6 +168,15 @@ impl Explained {
             bytes: 0,
             usage: Usage::default(),
             trace: Trace::default(),
+        }
+    }
+
+    /// How it ended, in a word of the access line.
+    pub fn end(&self) -> &'static str {
+        match self.trace.attempts().last() {
+            _ if self.is_client_gone => "client_gone",
+            Some(attempt) => attempt.outcome.as_ref().map_or("local", Outcome::word),
+            None => "refused_here",
         }
     }
 

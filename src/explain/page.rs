@@ -111,7 +111,7 @@ pub fn page(explained: &Explained, now: Instant, wall_clock: Duration) -> String
         stream: explained.is_stream,
         status: explained.status,
         endpoint: last.map(|attempt| trace.endpoint(attempt)),
-        end: end(explained),
+        end: explained.end(),
         story: story(explained),
         times: Times {
             taken_up_ms: explained.taken_up_at.map(|at| explained.ms(at)),
@@ -132,14 +132,6 @@ pub fn page(explained: &Explained, now: Instant, wall_clock: Duration) -> String
     let _ = page.serialize(&mut Serializer::with_formatter(&mut text, formatter));
     text.push(b'\n');
     String::from_utf8(text).unwrap_or_default()
-}
-
-/// The word of the access line for how a request ended.
-pub fn end(explained: &Explained) -> &'static str {
-    match explained.trace.attempts().last() {
-        Some(attempt) => attempt.outcome.as_ref().map_or("local", Outcome::word),
-        None => "refused_here",
-    }
 }
 
 fn decision<'a>(explained: &'a Explained, place: usize, decision: &'a Decision) -> DecisionPart<'a> {

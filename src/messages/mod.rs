@@ -158,6 +158,7 @@ impl Messages {
             };
             lease = match self.next_lease(next, &tried, &seeker, record) {
                 Some(lease) => lease,
+                None if record.is_client_gone => return Ending::Broken,
                 None => {
                     let soonest = self.balancer.soonest(prepared.ask(&tried), env::now());
                     return surface.failure(failure, soonest, record);
@@ -173,7 +174,7 @@ impl Messages {
         }
     }
 
-    /// The endpoint for another attempt, or `None` when the client must see the failure.
+    /// The endpoint for another attempt, or `None` when the client must see the failure or has left.
     fn next_lease(
         &self,
         next: Next,
@@ -184,15 +185,24 @@ impl Messages {
         if next == Next::Surface {
             return None;
         }
-        if let Ok(lease) = seeker.find(tried, record) {
-            return Some(lease);
+        match seeker.find(tried, record) {
+            Ok(lease) => return Some(lease),
+            Err(Nobody::ClientGone) => {
+                record.is_client_gone = true;
+                return None;
+            }
+            Err(Nobody::Unavailable(_)) => {}
         }
         let (only, ask) = (tried[0], seeker.prepared.ask(tried));
         let may_repeat =
             next == Next::OtherOrSame && tried.len() == 1 && self.balancer.is_only_one(ask.model);
         // Not while it is out: then the client learns it at once.
         let may_repeat = may_repeat && self.balancer.can_take(only, ask, env::now());
-        if !may_repeat || !pause(retry::same_endpoint_pause(&mut env::rng()), seeker.downstream) {
+        if !may_repeat {
+            return None;
+        }
+        if !pause(retry::same_endpoint_pause(&mut env::rng()), seeker.downstream) {
+            record.is_client_gone = true;
             return None;
         }
         let (lease, decision) = self.balancer.pick_again(only, ask, env::now())?;

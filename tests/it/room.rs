@@ -173,6 +173,29 @@ fn a_client_that_leaves_the_line_leaves_nothing_behind() {
     assert_eq!(upstream.count(), 2, "those who left were never sent");
 }
 
+/// It was shown as refused with the failure of the attempt before, which nobody saw.
+#[test]
+fn a_client_that_leaves_the_line_after_a_failure_has_left() {
+    let gate = Gate::closed();
+    let broken = Upstream::always(Reply::error(500, "anthropic-500.json"));
+    let room = Upstream::always(taking(20, 5).after(&gate));
+    let proxy = Proxy::with(&[&broken, &room])
+        .endpoint(1, "limits", ONE_AT_A_TIME)
+        .set("server.queue_timeout", 600)
+        .in_order()
+        .start();
+    let mut held = sent(&proxy, &Request::message());
+    room.wait_requests(1);
+    let leaving = sent(&proxy, &Request::message());
+    wait_waiting(&proxy, 1);
+    drop(leaving);
+    wait_waiting(&proxy, 0);
+    let line = proxy.wait_log("end=client_gone");
+    assert!(line.contains("tried=w1:500 status=0"), "{line}");
+    gate.open();
+    assert_eq!(held.answer().status(), 200);
+}
+
 /// Who waits holds a worker, so half of them are kept for those who need not wait.
 #[test]
 fn only_half_of_the_workers_wait() {

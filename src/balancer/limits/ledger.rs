@@ -77,6 +77,10 @@ impl Ledger {
 
     /// Whether a request fits.
     pub fn room(&self, need: Need, now: Instant) -> Room {
+        let has_ceiling = Kind::ALL.into_iter().any(|kind| self.ceilings.of(kind).is_some());
+        if !has_ceiling && !self.is_configured() {
+            return Room::Free;
+        }
         let wanted = self.wanted(need);
         let full = Kind::ALL.into_iter().filter_map(|kind| {
             let most = (*self.quota.of(kind)).map(|limit| room_for(*wanted.of(kind), limit))?;
