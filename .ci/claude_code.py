@@ -1,10 +1,13 @@
-"""Runs the real Claude Code client through the proxy, with two fake workspaces of which one answers 529 to everything.
+"""Runs the real Claude Code client through the proxy.
 
-The client must print what the healthy workspace said, in a text turn and in a tool turn, and the proxy's numbers must
-agree with what the workspaces saw. Whatever is started here is ended here.
+First with two fake workspaces of which one answers 529 to everything: the client must print what the healthy workspace
+said, in a text turn and in a tool turn, and the proxy's numbers must agree with what the workspaces saw. Then with a
+workspace that refuses every field that users have reported, for two models: each field must be refused once, and
+nothing else may be left out. Whatever is started here is ended here.
 """
 
 import argparse
+import collections
 import json
 import os
 import re
@@ -19,12 +22,16 @@ KEY = "client-key-of-the-test"
 # Claude Code changes every week; a known one keeps a red run meaningful. CC_VERSION=latest tries the newest.
 CLIENT_VERSION = "2.1.330"
 
+# The client's own choice, and one that is too old for what it sends then.
+STRICT_MODELS = (None, "claude-sonnet-4-5")
+
 CONFIGURATION = """\
 server: {{ host: 127.0.0.1, port: 0 }}
 auth: {{ api_key: {key} }}
 endpoints:
-  - {{ name: healthy, api_base: "http://127.0.0.1:{healthy}/serving-endpoints", token: token-healthy }}
-  - {{ name: overloaded, api_base: "http://127.0.0.1:{overloaded}/serving-endpoints", token: token-overloaded }}
+"""
+ENDPOINT = """\
+  - {{ name: {name}, api_base: "http://127.0.0.1:{port}/serving-endpoints", token: token-{name} }}
 """
 
 started = []
@@ -81,10 +88,10 @@ def ask(url, body=None, headers=None):
         return json.loads(answer.read())
 
 
-def start_workspace(tools, folder, name):
+def start_workspace(tools, folder, name, *options):
     port_file = os.path.join(folder, f"{name}.port")
     command = [sys.executable, os.path.join(tools, "fake_databricks.py")]
-    command += ["--port", "0", "--port-file", port_file, "--token", f"token-{name}", "--name", name]
+    command += ["--port", "0", "--port-file", port_file, "--token", f"token-{name}", "--name", name, *options]
     process = start(command, folder, name)
     wait_for(name, process, lambda: os.path.exists(port_file) or None)
     return int(text_of(folder, f"{name}.port"))
@@ -93,7 +100,8 @@ def start_workspace(tools, folder, name):
 def start_proxy(binary, folder, ports):
     path = os.path.join(folder, "config.yaml")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(CONFIGURATION.format(key=KEY, **ports))
+        file.write(CONFIGURATION.format(key=KEY))
+        file.writelines(ENDPOINT.format(name=name, port=port) for name, port in ports.items())
     process = start([binary, "--config", path], folder, "proxy")
 
     def address():
@@ -103,9 +111,11 @@ def start_proxy(binary, folder, ports):
     return process, wait_for("claude-lb", process, address)
 
 
-def run_client(tools, client, url):
+def run_client(tools, client, url, model=None):
     environment = dict(os.environ, CC_DIR=client)
     environment.setdefault("CC_VERSION", CLIENT_VERSION)
+    if model:
+        environment["CC_MODEL"] = model
     command = ["bash", os.path.join(tools, "cc_smoke.sh"), url, KEY]
     run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=900, check=False)
     if run.returncode != 0:
@@ -156,6 +166,49 @@ def check_numbers(stats, logs):
         fail(f"{stats['process']['panics']} panics")
 
 
+def place(refusal):
+    """The field of a refusal, without the index that it has in one request."""
+    return re.sub(r"\.\d+\.", ".*.", refusal.split(": Extra inputs")[0])
+
+
+def check_learning(stats, requests):
+    requests = [request for request in requests if "/v1/messages" in request["path"]]
+    refused = [request for request in requests if "Extra inputs" in request.get("strict", "")]
+    counts = collections.Counter(place(request["strict"]) for request in refused)
+    changes = stats["compat"]["changes"]
+    learned = {change["path"] for change in changes if change["reason"] == "learned"}
+    print(f"refused: {dict(counts)}; left out: {[(change['path'], change['reason']) for change in changes]}")
+    if not counts or set(counts.values()) != {1}:
+        fail("each field must be refused, and once only")
+    if len(learned) != len(counts) or stats["compat"]["extra_attempts"] != len(counts):
+        fail("another number of fields was learned, or of attempts made, than was refused")
+    if any(change["reason"] not in ("learned", "model") for change in changes):
+        fail("something else was left out")
+    # The first refused request is what the client sent.
+    sent = refused[0]["body"]
+    answered = next((one["body"] for one in requests if one["status"] == 200 and one["body"].get("tools")), None)
+    if answered is None:
+        fail("no request with tools was answered")
+    if set(sent) - learned != set(answered):
+        fail(f"the client sent {sorted(sent)}, and the workspace got {sorted(answered)}")
+    kept = [{key for tool in body["tools"] for key in tool} for body in (sent, answered)]
+    if {f"tools.*.{key}" for key in kept[0] - kept[1]} - learned:
+        fail(f"tools lost more than was refused: {kept}")
+    if "cache_control" not in json.dumps(answered["system"]):
+        fail("the prompt cache was left out")
+
+
+def run_strict(arguments, folder, model):
+    port = start_workspace(arguments.tools, folder, "strict", "--strict")
+    proxy, url = start_proxy(arguments.binary, folder, {"strict": port})
+    run_client(arguments.tools, arguments.client, url, model)
+    check_learning(settled_stats(url), ask(f"http://127.0.0.1:{port}/__log")["requests"])
+    proxy.send_signal(signal.SIGTERM)
+    if (code := proxy.wait(timeout=10)) != 0:
+        fail(f"claude-lb ended with {code} after SIGTERM")
+    print(f"PASS what a strict workspace refuses is left out, and nothing else ({model or 'default model'})")
+
+
 def run(arguments, folder):
     ports = {name: start_workspace(arguments.tools, folder, name) for name in ("healthy", "overloaded")}
     ask(f"http://127.0.0.1:{ports['overloaded']}/__force", {"scenario": "error,status=529"})
@@ -180,9 +233,15 @@ def main():
     parser.add_argument("--client", required=True, type=os.path.abspath, help="where the client is kept")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    in_folder(lambda folder: run(arguments, folder))
+    for model in STRICT_MODELS:
+        in_folder(lambda folder, model=model: run_strict(arguments, folder, model))
+
+
+def in_folder(work):
     with tempfile.TemporaryDirectory(prefix="claude-lb-ci.") as folder:
         try:
-            run(arguments, folder)
+            work(folder)
         except BaseException:
             if os.path.exists(os.path.join(folder, "proxy.err")):
                 print("--- the proxy's log:\n" + text_of(folder, "proxy.err")[-8000:], file=sys.stderr)
