@@ -314,7 +314,7 @@ impl<T> Member<T> {
         if !self.has_room() {
             return Some((Out::Full, None));
         }
-        if let Room::Full { until, kind } = self.ledgers.room(ask.model, ask.need, now) {
+        if let Room::Full { until, kind } = self.room(ask, now) {
             return Some((Out::AtLimit(kind), Some(until)));
         }
         if is_behind && self.is_limited(ask.model) {

@@ -449,7 +449,9 @@ impl<T> Inner<T> {
         retry::budget(self.members.iter().map(|member| member.active).sum())
     }
 
+    /// What was only learned of limits holds nobody back for as long.
     fn soonest(&self, ask: Ask<'_>, now: Instant) -> Option<Duration> {
+        let ask = Ask { insists: true, ..ask };
         let serving = self.members.iter().filter(|m| m.endpoint.serves(ask.model));
         let ready_at = |m: &Member<T>| m.back_at(ask.model, now).max(m.room_at(ask, now));
         serving.map(|m| ready_at(m).saturating_duration_since(now)).min()

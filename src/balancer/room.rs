@@ -56,7 +56,7 @@ impl<T> Balancer<T> {
         let inner = self.inner.lock();
         let ask = inner.sized(ask);
         let serving = inner.members.iter().filter(|m| m.endpoint.serves(ask.model));
-        let shortage = |m: &Member<T>| match m.ledgers.room(ask.model, ask.need, now) {
+        let shortage = |m: &Member<T>| match m.room(ask, now) {
             Room::Full { until, kind } => Some(Shortage {
                 endpoint: m.endpoint.name.clone(),
                 kind,
@@ -88,11 +88,11 @@ impl<T> Inner<T> {
         }
         let is_behind = self.line.is_behind(ask.model, ask.place);
         let rank = |one: &Considered| {
-            let ledgers = &self.members[one.candidate.index].ledgers;
-            match ledgers.room(ask.model, ask.need, now) {
-                Room::Above { until: Some(_) } => 2,
-                _ if is_behind && ledgers.is_limited(ask.model, now) => 2,
-                Room::Above { until: None } => 1,
+            let member = &self.members[one.candidate.index];
+            match member.room(ask, now) {
+                Room::Above { until: Some(_), .. } => 2,
+                _ if is_behind && member.ledgers.is_limited(ask.model, now) => 2,
+                Room::Above { until: None, .. } => 1,
                 _ => 0,
             }
         };
@@ -110,7 +110,11 @@ impl<T> Inner<T> {
             Some(Out::BehindOthers) => true,
             // What a running request has reserved and does not use is free as soon as its answer ends.
             Some(Out::AtLimit(kind)) => kind == Kind::Output && one.candidate.active > 0,
-            Some(Out::AboveLearnedLimit) => one.candidate.active > 0,
+            Some(Out::AboveLearnedLimit) => match self.members[one.candidate.index].room(ask, now) {
+                Room::Above { kind, .. } => kind == Kind::Output && one.candidate.active > 0,
+                // It is behind others, too.
+                Room::Free | Room::Full { .. } => true,
+            },
             _ => false,
         });
         let is_learned = short().any(|one| one.out == Some(Out::AboveLearnedLimit));
@@ -120,11 +124,16 @@ impl<T> Inner<T> {
 }
 
 impl<T> Member<T> {
+    /// Whether it has room for this request.
+    pub(super) fn room(&self, ask: Ask<'_>, now: Instant) -> Room {
+        self.ledgers.room(ask.model, ask.need, now)
+    }
+
     /// When there is room for this request at the latest; now, if there is.
     pub(super) fn room_at(&self, ask: Ask<'_>, now: Instant) -> Instant {
-        match self.ledgers.room(ask.model, ask.need, now) {
+        match self.room(ask, now) {
             Room::Full { until, .. } => until,
-            Room::Above { until: Some(until) } if !ask.insists => until,
+            Room::Above { until: Some(until), .. } if !ask.insists => until,
             Room::Free | Room::Above { .. } => now,
         }
     }
@@ -323,6 +332,7 @@ mod tests {
         let balancer = taught(now);
         let large = reserving(ask("m"), 500);
         assert!(balancer.pick(large, now).is_err());
+        assert_eq!(balancer.soonest(large, now), Some(Duration::ZERO), "nor does a client for its next try");
         assert!(balancer.can_take(EndpointId(1), large, now));
         assert!(balancer.pick_again(EndpointId(1), large, now).is_some());
     }

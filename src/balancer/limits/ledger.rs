@@ -93,9 +93,9 @@ impl Ledger {
         let above = Kind::ALL.into_iter().filter_map(|kind| {
             let ceiling = self.ceiling(kind, now)?;
             let (most, window) = (room_for(*wanted.of(kind), ceiling.now(now)), self.windows.of(kind));
-            (window.sum(now) > most).then(|| ceiling.is_named.then(|| window.down_to(most, now)))
+            (window.sum(now) > most).then(|| (ceiling.is_named.then(|| window.down_to(most, now)), kind))
         });
-        above.max().map_or(Room::Free, |until| Room::Above { until })
+        above.max_by_key(|(until, _)| *until).map_or(Room::Free, |(until, kind)| Room::Above { until, kind })
     }
 
     /// A limit is known: it is configured, or the workspace has named it.

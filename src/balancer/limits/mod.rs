@@ -143,6 +143,8 @@ pub enum Room {
     Above {
         /// When it would not any more, where the workspace has named the limit; that is worth waiting for.
         until: Option<Instant>,
+        /// Which limit that is.
+        kind: Kind,
     },
     /// A configured limit would be exceeded.
     Full {

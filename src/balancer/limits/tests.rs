@@ -146,10 +146,14 @@ fn refusals_teach_a_ceiling_that_steers_rises_and_is_forgotten() {
     ledgers.limited(&limits, "m", None, now);
     let learned = ceiling(&ledgers, now).expect("a ceiling");
     assert!((5900..6100).contains(&learned), "{learned}: 61 requests of 105, and a twentieth below");
-    assert_eq!(ledgers.room("m", exactly(2000), now), Room::Above { until: None }, "nobody knows of what");
+    assert_eq!(
+        ledgers.room("m", exactly(2000), now),
+        Room::Above { until: None, kind: Kind::Input },
+        "nobody knows of what"
+    );
     assert_eq!(ledgers.room("m", exactly(2000), now + seconds(60.0)), Room::Free);
     ledgers.limited(&limits, "m", Some(Kind::Input), now);
-    let Room::Above { until: Some(until) } = ledgers.room("m", exactly(2000), now) else {
+    let Room::Above { until: Some(until), .. } = ledgers.room("m", exactly(2000), now) else {
         panic!("it is named")
     };
     assert_eq!(ledgers.room("m", exactly(2000), until), Room::Free, "when it was promised");
@@ -201,7 +205,7 @@ fn a_reset_forgets_what_was_learned_and_a_reload_keeps_what_is_counted() {
     let (mut ledgers, none, now) = (Ledgers::default(), Limits::default(), crate::env::now());
     ledgers.admit(&none, "m", exactly(1000), now);
     ledgers.limited(&none, "m", None, now);
-    assert_eq!(ledgers.room("m", exactly(1000), now), Room::Above { until: None });
+    assert_eq!(ledgers.room("m", exactly(1000), now), Room::Above { until: None, kind: Kind::Input });
     ledgers.configure(&input(1500));
     assert!(is_full(ledgers.room("m", exactly(1000), now)), "what was counted before counts");
     ledgers.configure(&none);
