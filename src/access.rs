@@ -12,7 +12,8 @@ use crate::logging::ACCESS;
 use crate::outcome::Outcome;
 
 /// What is noted while a message request is served.
-pub struct Record {
+pub struct Record<'a> {
+    exchange: &'a Exchange,
     /// The id that the client sees as `request-id`, unless the workspace gave its own.
     pub id: String,
     /// The workspace's id, when the client saw that one; else empty.
@@ -29,19 +30,16 @@ pub struct Record {
     pub is_client_gone: bool,
     /// What the client was told in the proxy's own words.
     pub said: String,
-    key: String,
-    path: String,
-    peer: String,
-    received_at: Instant,
     taken_up_at: Instant,
     trace: Trace,
     usage: Usage,
 }
 
-impl Record {
+impl<'a> Record<'a> {
     /// Begins with what the request itself tells.
-    pub fn new(exchange: &Exchange, id: String, now: Instant) -> Self {
+    pub fn new(exchange: &'a Exchange, id: String, now: Instant) -> Self {
         Self {
+            exchange,
             id,
             shown_id: String::new(),
             asked: String::new(),
@@ -50,10 +48,6 @@ impl Record {
             status: None,
             is_client_gone: false,
             said: String::new(),
-            key: exchange.route.key.as_deref().unwrap_or("-").to_string(),
-            path: exchange.head.path().to_string(),
-            peer: exchange.peer.to_string(),
-            received_at: exchange.received_at,
             taken_up_at: now,
             trace: Trace::default(),
             usage: Usage::default(),
@@ -86,6 +80,29 @@ impl Record {
 
     /// Writes the line, and hands over what explains it.
     pub fn finish(self, bytes: u64, first_at: Option<Instant>, now: Instant) -> Explained {
+        if log::log_enabled!(target: ACCESS, log::Level::Info) {
+            self.write(bytes, first_at, now);
+        }
+        Explained {
+            id: self.id,
+            shown_id: self.shown_id,
+            asked: self.asked,
+            served: self.served,
+            is_stream: self.is_stream,
+            // Without a byte sent it is only what would have been shown.
+            status: first_at.and(self.status),
+            said: self.said,
+            received_at: self.exchange.received_at,
+            taken_up_at: Some(self.taken_up_at),
+            first_at,
+            ended_at: now,
+            bytes,
+            usage: self.usage,
+            trace: self.trace,
+        }
+    }
+
+    fn write(&self, bytes: u64, first_at: Option<Instant>, now: Instant) {
         let attempts = self.trace.attempts();
         let (endpoint, end) = match attempts.last() {
             Some(last) => (self.trace.endpoint(last), last.outcome.as_ref().map_or("local", Outcome::word)),
@@ -103,14 +120,15 @@ impl Record {
                 None => write!(tried, "{comma}{name}:?"),
             };
         }
-        let milliseconds = |to: Instant| to.saturating_duration_since(self.received_at);
+        let exchange = self.exchange;
+        let milliseconds = |to: Instant| to.saturating_duration_since(exchange.received_at);
         log::info!(
             target: ACCESS,
             id = if self.shown_id.is_empty() { &self.id } else { &self.shown_id },
-            key = self.key,
-            peer = self.peer,
+            key = exchange.route.key.as_deref().unwrap_or("-"),
+            peer = exchange.peer.to_string(),
             method = "POST",
-            path = self.path,
+            path = exchange.head.path(),
             model = self.asked,
             served = self.served,
             endpoint = endpoint,
@@ -128,23 +146,6 @@ impl Record {
             end = end;
             "request"
         );
-        Explained {
-            id: self.id,
-            shown_id: self.shown_id,
-            asked: self.asked,
-            served: self.served,
-            is_stream: self.is_stream,
-            // Without a byte sent it is only what would have been shown.
-            status: first_at.and(self.status),
-            said: self.said,
-            received_at: self.received_at,
-            taken_up_at: Some(self.taken_up_at),
-            first_at,
-            ended_at: now,
-            bytes,
-            usage: self.usage,
-            trace: self.trace,
-        }
     }
 }
 
