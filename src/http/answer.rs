@@ -88,7 +88,7 @@ impl Answer {
 pub fn start(head: &mut String, status: u16) {
     head.push_str("HTTP/1.1 ");
     push(head, status);
-    head.push_str(" ");
+    head.push(' ');
     head.push_str(reason(status));
     head.push_str("\r\n");
 }
