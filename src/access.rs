@@ -12,7 +12,8 @@ use crate::logging::ACCESS;
 use crate::outcome::Outcome;
 
 /// What is noted while a message request is served.
-pub struct Record {
+pub struct Record<'a> {
+    exchange: &'a Exchange,
     /// The id that the client sees as `request-id`, unless the workspace gave its own.
     pub id: String,
     /// The workspace's id, when the client saw that one; else empty.
@@ -29,19 +30,16 @@ pub struct Record {
     pub is_client_gone: bool,
     /// What the client was told in the proxy's own words.
     pub said: String,
-    key: String,
-    path: String,
-    peer: String,
-    received_at: Instant,
     taken_up_at: Instant,
     trace: Trace,
     usage: Usage,
 }
 
-impl Record {
+impl<'a> Record<'a> {
     /// Begins with what the request itself tells.
-    pub fn new(exchange: &Exchange, id: String, now: Instant) -> Self {
+    pub fn new(exchange: &'a Exchange, id: String, now: Instant) -> Self {
         Self {
+            exchange,
             id,
             shown_id: String::new(),
             asked: String::new(),
@@ -50,10 +48,6 @@ impl Record {
             status: None,
             is_client_gone: false,
             said: String::new(),
-            key: exchange.route.key.as_deref().unwrap_or("-").to_string(),
-            path: exchange.head.path().to_string(),
-            peer: exchange.peer.to_string(),
-            received_at: exchange.received_at,
             taken_up_at: now,
             trace: Trace::default(),
             usage: Usage::default(),
@@ -97,7 +91,7 @@ impl Record {
             status: seen,
             is_client_gone: self.is_client_gone,
             said: self.said,
-            received_at: self.received_at,
+            received_at: self.exchange.received_at,
             taken_up_at: Some(self.taken_up_at),
             first_at,
             ended_at: now,
@@ -105,47 +99,53 @@ impl Record {
             usage: self.usage,
             trace: self.trace,
         };
-        let attempts = explained.trace.attempts();
-        let endpoint = attempts.last().map_or("-", |last| explained.trace.endpoint(last));
-        let status = if explained.is_client_gone { seen } else { was_shown };
-        let mut tried = String::new();
-        for attempt in attempts {
-            let comma = if tried.is_empty() { "" } else { "," };
-            let name = explained.trace.endpoint(attempt);
-            // A string takes whatever is written to it.
-            let _ = match &attempt.outcome {
-                Some(Outcome::Refused { status, .. }) => write!(tried, "{comma}{name}:{status}"),
-                Some(outcome) => write!(tried, "{comma}{name}:{}", outcome.word()),
-                None => write!(tried, "{comma}{name}:?"),
-            };
+        if log::log_enabled!(target: ACCESS, log::Level::Info) {
+            write(self.exchange, &explained, if explained.is_client_gone { seen } else { was_shown });
         }
-        let milliseconds = |to: Instant| to.saturating_duration_since(explained.received_at);
-        log::info!(
-            target: ACCESS,
-            id = if explained.shown_id.is_empty() { &explained.id } else { &explained.shown_id },
-            key = self.key,
-            peer = self.peer,
-            method = "POST",
-            path = self.path,
-            model = explained.asked,
-            served = explained.served,
-            endpoint = endpoint,
-            attempts = attempts.len(),
-            tried = tried,
-            status = status.unwrap_or(0),
-            stream = explained.is_stream,
-            bytes = bytes,
-            ttfb_ms = first_at.map_or(0.0, |at| rounded(milliseconds(at))),
-            ms = rounded(milliseconds(now)),
-            input_tokens = explained.usage.input_tokens.unwrap_or(0),
-            output_tokens = explained.usage.output_tokens.unwrap_or(0),
-            cache_write_tokens = explained.usage.cache_creation_input_tokens.unwrap_or(0),
-            cache_read_tokens = explained.usage.cache_read_input_tokens.unwrap_or(0),
-            end = explained.end();
-            "request"
-        );
         explained
     }
+}
+
+/// The line itself.
+fn write(exchange: &Exchange, explained: &Explained, status: Option<u16>) {
+    let attempts = explained.trace.attempts();
+    let endpoint = attempts.last().map_or("-", |last| explained.trace.endpoint(last));
+    let mut tried = String::new();
+    for attempt in attempts {
+        let comma = if tried.is_empty() { "" } else { "," };
+        let name = explained.trace.endpoint(attempt);
+        // A string takes whatever is written to it.
+        let _ = match &attempt.outcome {
+            Some(Outcome::Refused { status, .. }) => write!(tried, "{comma}{name}:{status}"),
+            Some(outcome) => write!(tried, "{comma}{name}:{}", outcome.word()),
+            None => write!(tried, "{comma}{name}:?"),
+        };
+    }
+    let milliseconds = |to: Instant| rounded(to.saturating_duration_since(explained.received_at));
+    log::info!(
+        target: ACCESS,
+        id = if explained.shown_id.is_empty() { &explained.id } else { &explained.shown_id },
+        key = exchange.route.key.as_deref().unwrap_or("-"),
+        peer = exchange.peer.to_string(),
+        method = "POST",
+        path = exchange.head.path(),
+        model = explained.asked,
+        served = explained.served,
+        endpoint = endpoint,
+        attempts = attempts.len(),
+        tried = tried,
+        status = status.unwrap_or(0),
+        stream = explained.is_stream,
+        bytes = explained.bytes,
+        ttfb_ms = explained.first_at.map_or(0.0, milliseconds),
+        ms = milliseconds(explained.ended_at),
+        input_tokens = explained.usage.input_tokens.unwrap_or(0),
+        output_tokens = explained.usage.output_tokens.unwrap_or(0),
+        cache_write_tokens = explained.usage.cache_creation_input_tokens.unwrap_or(0),
+        cache_read_tokens = explained.usage.cache_read_input_tokens.unwrap_or(0),
+        end = explained.end();
+        "request"
+    );
 }
 
 /// What an attempt told.

@@ -30,7 +30,13 @@ pub fn rng() -> fastrand::Rng {
 
 /// An id for a request that no workspace has named: unique, and recognisable as ours.
 pub fn request_id() -> String {
-    format!("req_clb_{:016x}{:08x}", fastrand::u64(..), fastrand::u32(..))
+    const DIGITS: usize = 24;
+    let bits = fastrand::u128(..);
+    let digits = (0..DIGITS).map(|at| b"0123456789abcdef"[(bits >> (4 * at)) as usize % 16]);
+    let mut id = String::with_capacity("req_clb_".len() + DIGITS);
+    id.push_str("req_clb_");
+    id.extend(digits.map(char::from));
+    id
 }
 
 /// Gives large buffers back to the system as soon as they are free. Without this glibc raises its own threshold after

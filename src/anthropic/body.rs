@@ -25,6 +25,8 @@ pub struct Facts {
     pub user_id: Option<String>,
     /// Some `"ttl":"1h"` occurs: the prompt cache entry lives an hour instead of five minutes.
     pub ttl_1h: bool,
+    /// `thinking` has the word `"adaptive"`: not every model knows it.
+    pub is_adaptive: bool,
 }
 
 /// Why a body cannot be relayed. Its text is a sentence for the client; offsets are bytes from zero.
@@ -118,7 +120,7 @@ impl From<Fault> for Problem {
 pub fn scan(body: &[u8]) -> Result<Facts, Problem> {
     let mut cursor = open(body)?;
     let (mut model, mut max_tokens, mut user_id) = (None, None, None);
-    let (mut stream, mut ttl_1h) = (false, false);
+    let (mut stream, mut ttl_1h, mut is_adaptive) = (false, false, false);
     cursor.members(|cursor, key| {
         let key = cursor.bytes(key);
         if json::is_name(key, "metadata") {
@@ -132,6 +134,8 @@ pub fn scan(body: &[u8]) -> Result<Facts, Problem> {
             stream = cursor.bytes(value) == b"true";
         } else if json::is_name(key, "max_tokens") {
             max_tokens = json::count(cursor.bytes(value));
+        } else if json::is_name(key, "thinking") {
+            is_adaptive = memchr::memmem::find(cursor.bytes(value), b"\"adaptive\"").is_some();
         }
         Ok(())
     })?;
@@ -139,13 +143,13 @@ pub fn scan(body: &[u8]) -> Result<Facts, Problem> {
 
     let model_at = model.ok_or(Problem::ModelMissing)?;
     let model = model_name(body, &model_at)?;
-    Ok(Facts { model, model_at, stream, max_tokens, user_id, ttl_1h })
+    Ok(Facts { model, model_at, stream, max_tokens, user_id, ttl_1h, is_adaptive })
 }
 
 /// The JSON string that stands for the model's name at [`Facts::model_at`]; `None` when it is that name already, so that
 /// the client's own bytes are sent.
 pub fn model_token(facts: &Facts, model: &str) -> Option<String> {
-    (facts.model != model).then(|| serde_json::Value::from(model).to_string())
+    if facts.model == model { None } else { serde_json::to_string(model).ok() }
 }
 
 /// The body with the model name replaced in place; `None` when it is already that name.
@@ -227,6 +231,7 @@ mod tests {
             max_tokens: None,
             user_id: None,
             ttl_1h: false,
+            is_adaptive: false,
         };
         let check = |body: &str, wanted: Facts| {
             let found = scan(body.as_bytes()).unwrap();
@@ -263,6 +268,11 @@ mod tests {
         check("{\"model\":\"m\",\"system\":[{\"cache_control\":{\"ttl\" : \"1h\"}}]}", hour);
         check(r#"{"model":"m","system":[{"cache_control":{"ttl":"5m"}}]}"#, facts("m"));
         check(r#"{"model":"m","system":"\"ttl\":\"1h\""}"#, facts("m"));
+        let adaptive = Facts { is_adaptive: true, ..facts("m") };
+        check(r#"{"model":"m","thinking":{"type":"adaptive"}}"#, adaptive.clone());
+        check(r#"{"thinking":{},"model":"m","thinking":{"type" : "adaptive"}}"#, adaptive);
+        check(r#"{"model":"m","thinking":{"type":"adaptive"},"thinking":{"type":"enabled"}}"#, facts("m"));
+        check(r#"{"model":"m","messages":[{"thinking":"\"adaptive\"","x":"adaptive"}]}"#, facts("m"));
     }
 
     #[test]

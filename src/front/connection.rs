@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use polling::Poller;
@@ -82,7 +82,7 @@ impl Registry {
         let (socket, poller) = (Arc::new(socket), Arc::clone(poller));
         // SAFETY: `Connection::drop` takes the socket out of the poller before its last descriptor is closed.
         unsafe { poller.add(&*socket, polling::Event::none(place.inode as usize)) }?;
-        Ok(Connection { requests: Some(requests), socket, poller, peer, place })
+        Ok(Connection { requests: Some(requests), socket, poller, peer, place, answered_at: None })
     }
 
     fn find(&self, listening: Listening, hint: RawFd) -> io::Result<Option<Found>> {
@@ -170,6 +170,8 @@ pub(super) struct Connection {
     poller: Arc<Poller>,
     peer: SocketAddr,
     place: Arc<Place>,
+    /// When its last answer was whole.
+    pub(super) answered_at: Option<Instant>,
 }
 
 impl Connection {

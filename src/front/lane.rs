@@ -146,6 +146,11 @@ impl<J: Send + 'static> Lane<J> {
         self.counts.jobs.load(Ordering::SeqCst)
     }
 
+    /// Fewer than half of the threads that there may be have something to do.
+    pub(super) fn is_mostly_idle(&self) -> bool {
+        self.jobs() * 2 <= self.threads_max
+    }
+
     /// Hands a job over, or back when as many wait as may.
     pub(super) fn send(&self, job: J, run: impl Fn(J) + Send + Clone + 'static) -> Result<(), J> {
         let queue = self.sender.capacity().unwrap_or(usize::MAX) - self.threads_max;

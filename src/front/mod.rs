@@ -10,6 +10,7 @@ mod connection;
 mod lane;
 mod listener;
 mod reader;
+mod stay;
 mod watcher;
 
 use std::net::SocketAddr;
@@ -260,16 +261,28 @@ impl Shared {
         lane.send(job, move |job| reader::run(&shared, job)).map_err(Box::new)
     }
 
-    /// A worker's part: take the request from its connection, serve it, park or close the connection.
-    fn work(self: &Arc<Self>, mut job: Job) {
+    /// A worker's part: one request, and those of its client that follow at once.
+    fn work(self: &Arc<Self>, job: Job) {
+        let mut next = Some(job);
+        while let Some(job) = next {
+            next = self.work_once(job);
+        }
+    }
+
+    /// Takes the request from its connection, serves it, parks or closes the connection, or takes the next one from it.
+    fn work_once(self: &Arc<Self>, mut job: Job) -> Option<Job> {
         let read = match job.read.take() {
             Some(read) => read,
             None => match reader::read(&job, self) {
                 Ok(read) => read,
-                Err(refusal) => return reader::give_up(self, job, refusal),
+                Err(refusal) => {
+                    reader::give_up(self, job, refusal);
+                    return None;
+                }
             },
         };
-        let Job { connection, head, route, received_at, .. } = job;
+        let Job { mut connection, head, route, received_at, .. } = job;
+        let pool = route.pool;
         let closes = read.closes || !head.keep_alive() || self.is_draining();
         let client = Rc::new(ClientSocket::new(&connection));
         let peer = connection.peer();
@@ -286,12 +299,21 @@ impl Shared {
         drop(exchange);
         drop(read.share);
         if keep {
-            self.watcher.park(connection, env::now() + self.settings.keep_alive);
+            let now = env::now();
+            let answered_before = connection.answered_at.replace(now);
+            if pool == Pool::Messages && stay::went_on_at_once(answered_before, received_at) {
+                match self.next_message(connection) {
+                    Ok(job) => return Some(job),
+                    Err(back) => connection = back,
+                }
+            }
+            self.watcher.park(connection, now + self.settings.keep_alive);
         } else if ending == Ending::Whole {
             self.end(connection);
         } else {
             connection.close();
         }
+        None
     }
 
     /// Ends a connection whose last answer was whole. Closed on bytes that nobody read, it would end with a reset,

@@ -22,9 +22,9 @@ use crate::http::answer::Refusal;
 use crate::http::head::{Framing, Head, Verdict, judge};
 
 /// The largest request head, in bytes.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+pub(super) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How much is peeked at first: a head of Claude Code has about 1.5 KiB, its body need not be copied.
-const FIRST_LOOK: usize = 4 * 1024;
+pub(super) const FIRST_LOOK: usize = 4 * 1024;
 /// Requests up to this size, head and body, are waited for in the kernel's buffer; larger ones are read by a thread.
 const WAITED_FOR: u64 = 16 * 1024;
 /// How soon a request that is still unfinished may be looked at again. Each look reads its head from the front, so the

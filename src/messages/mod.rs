@@ -125,7 +125,7 @@ impl Messages {
         exchange: &Exchange,
         prepared: &Prepared<'_>,
         downstream: &Rc<Downstream>,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Ending {
         let surface = Surface { exchange, downstream };
         let mut tried = Vec::new();
@@ -180,7 +180,7 @@ impl Messages {
         next: Next,
         tried: &[EndpointId],
         seeker: &Seeker<'_>,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Option<Lease<Workspace>> {
         if next == Next::Surface {
             return None;

@@ -53,8 +53,8 @@ pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result
     let facts = body::scan(&exchange.body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
     let model = map_model(&facts.model, &messages.map, &messages.families).into_owned();
     has_memory_for(exchange.body.len())?;
-    let knows_adaptive = !messages.compat.learns || !is_4_5_or_older(&model);
-    let older = if knows_adaptive { None } else { without_adaptive(&exchange.body) };
+    let is_too_new = facts.is_adaptive && messages.compat.learns && is_4_5_or_older(&model);
+    let older = if is_too_new { without_adaptive(&exchange.body) } else { None };
     let is_downgraded = older.is_some();
     let body = match older {
         None => renamed(Arc::clone(&exchange.body) as Bytes, &facts, &model),

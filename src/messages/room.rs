@@ -49,7 +49,11 @@ pub(super) struct Seeker<'a> {
 
 impl Seeker<'_> {
     /// One that has not been tried. What was decided is noted: at once, and when a wait has ended.
-    pub(super) fn find(&self, tried: &[EndpointId], record: &mut Record) -> Result<Lease<Workspace>, Nobody> {
+    pub(super) fn find(
+        &self,
+        tried: &[EndpointId],
+        record: &mut Record<'_>,
+    ) -> Result<Lease<Workspace>, Nobody> {
         let ask = self.prepared.ask(tried);
         let (picked, decision) = self.messages.balancer.decide(ask, env::now());
         record.decided(decision);
@@ -69,7 +73,7 @@ impl Seeker<'_> {
         &self,
         ask: Ask<'_>,
         nobody: Unavailable,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Result<Lease<Workspace>, Nobody> {
         let balancer = &self.messages.balancer;
         let (since, longest) = (self.since.get().unwrap_or_else(env::now), self.messages.waiting.timeout);

@@ -74,7 +74,7 @@ pub(super) struct Surface<'a> {
 
 impl Surface<'_> {
     /// The request itself is at fault.
-    pub(super) fn refusal(&self, refusal: &Refusal, record: &mut Record) -> Ending {
+    pub(super) fn refusal(&self, refusal: &Refusal, record: &mut Record<'_>) -> Ending {
         let kind = error_type(refusal.status);
         self.answer(refusal.status, kind, &refusal.message, None, record)
     }
@@ -85,7 +85,7 @@ impl Surface<'_> {
         nobody: Unavailable,
         shortages: &[Shortage],
         prepared: &Prepared<'_>,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Ending {
         let (asked, model) = (&prepared.facts.model, &prepared.model);
         let wait = nobody.retry_after();
@@ -115,7 +115,12 @@ impl Surface<'_> {
     }
 
     /// The last attempt failed. `soonest` is when the first endpoint may be back.
-    pub(super) fn failure(&self, failure: Failure, soonest: Option<Duration>, record: &mut Record) -> Ending {
+    pub(super) fn failure(
+        &self,
+        failure: Failure,
+        soonest: Option<Duration>,
+        record: &mut Record<'_>,
+    ) -> Ending {
         if self.downstream.has_message_start() {
             record.status = Some(200);
             return Ending::Broken;
@@ -138,7 +143,7 @@ impl Surface<'_> {
         }
     }
 
-    fn error_event(&self, failure: Failure, record: &mut Record) -> Ending {
+    fn error_event(&self, failure: Failure, record: &mut Record<'_>) -> Ending {
         let status = failure.status();
         let (kind, message) = match &failure {
             Failure::Upstream { body: said, .. } | Failure::Event { data: said, .. } => error_of(said)
@@ -162,7 +167,7 @@ impl Surface<'_> {
         kind: &str,
         message: &str,
         wait: Option<Duration>,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Ending {
         let headers = [("content-type".to_string(), b"application/json".to_vec())];
         record.said = message.to_string();
@@ -177,7 +182,7 @@ impl Surface<'_> {
         body: &[u8],
         wait: Option<Duration>,
         endpoint: Option<&str>,
-        record: &mut Record,
+        record: &mut Record<'_>,
     ) -> Ending {
         record.status = Some(status);
         let mut text = String::with_capacity(256);

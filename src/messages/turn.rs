@@ -65,7 +65,7 @@ pub(super) struct Turned {
 
 impl Turn<'_> {
     /// Runs it to its end.
-    pub(super) fn run(&self, record: &mut Record) -> Turned {
+    pub(super) fn run(&self, record: &mut Record<'_>) -> Turned {
         let (mut paths, reasons) = self.paths();
         let mut first: Option<(Failure, Report)> = None;
         loop {
@@ -191,7 +191,7 @@ fn end(
     outcome: Outcome,
     report: Report,
     first: Option<(Failure, Report)>,
-    record: &mut Record,
+    record: &mut Record<'_>,
 ) -> Turned {
     let Report { why, usage, limited_by, request_id, .. } = report;
     match (attempted, first) {

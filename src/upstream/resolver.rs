@@ -4,6 +4,7 @@
 //! [`FRESH`]; after that it still serves while one thread fetches a new one, so that a DNS outage costs nothing that
 //! was known before. Only the very first lookup of a name is waited for, and that wait ticks like any other.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -34,6 +35,12 @@ struct Entry {
     /// Counts finished lookups, so that a waiter knows that its own has ended.
     round: u64,
     error: Option<String>,
+}
+
+impl Entry {
+    fn is_fresh(&self, now: Instant) -> bool {
+        !self.addresses.is_empty() && self.fresh_until.is_some_and(|until| now < until)
+    }
 }
 
 struct Shared {
@@ -74,11 +81,15 @@ impl CachingResolver {
         if let Ok(literal) = name.parse() {
             return Ok(vec![literal]);
         }
-        let deadline = env::now() + self.timeout;
+        let now = env::now();
+        let deadline = now + self.timeout;
         let mut entries = self.shared.entries.lock();
+        if let Some(known) = entries.get(name).filter(|known| known.is_fresh(now)) {
+            return Ok(known.addresses.clone());
+        }
         let entry = entries.entry(name.to_string()).or_default();
         let round = entry.round;
-        if !entry.is_asking && entry.fresh_until.is_none_or(|until| until <= env::now()) {
+        if !entry.is_asking && entry.fresh_until.is_none_or(|until| until <= now) {
             match self.ask(name.to_string()) {
                 Ok(()) => entry.is_asking = true,
                 Err(error) if entry.addresses.is_empty() => return Err(Error::Io(error)),
@@ -144,9 +155,16 @@ impl Shared {
 impl Resolver for CachingResolver {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let authority = uri.authority().ok_or_else(|| Error::BadUri(uri.to_string()))?;
-        let port = authority.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let name = match authority.port() {
+            Some(_) if !authority.as_str().contains('@') => Cow::Borrowed(authority.as_str()),
+            port => {
+                let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+                let port = port.map_or(usual, |port| port.as_u16());
+                Cow::Owned(format!("{}:{port}", authority.host()))
+            }
+        };
         let mut result = self.empty();
-        let found = self.addresses(&format!("{}:{port}", authority.host()));
+        let found = self.addresses(&name);
         let found = found.inspect_err(|_| wait::note(|trace| trace.unresolved = true))?;
         for address in found.into_iter().take(16) {
             result.push(address);

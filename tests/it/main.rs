@@ -20,6 +20,7 @@ mod fault_sweep;
 mod fuzzing;
 mod hostile_bodies;
 mod hostile_clients;
+mod in_a_row;
 mod lifecycle;
 mod limits;
 mod models;
