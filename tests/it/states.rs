@@ -230,6 +230,7 @@ fn traffic_grows_back_after_a_recovery() {
     first.queue([Reply::hang_up()]);
     assert_eq!(proxy.ask_who(&Request::message()), "w2");
     eventually("the trial", || (proxy.ask_who(&Request::message()) == "w1").then_some(()));
+    proxy.wait_log("w1 works again");
     let share = || proxy.endpoint("w1")["share"].as_f64().expect("a number");
     assert!(share() < 1.0, "{}", proxy.endpoint("w1"));
     eventually("the whole share", || (share() == 1.0).then_some(()));
