@@ -317,7 +317,7 @@ fn front_settings(config: &Config) -> front::Settings {
         keep_alive: config.timeouts.keep_alive,
         write: front::WRITE_TIMEOUT,
         buffered_bytes_max: config.limits.max_buffered_bytes,
-        // Room for the largest body, held twice.
+        // Room for two of the largest.
         open_buffered_bytes_max: (config.limits.max_buffered_bytes / SHARE_WITHOUT_KEY)
             .max(2 * config.limits.max_body_bytes),
     }

@@ -1,6 +1,7 @@
 //! Request bodies: the scanner agrees with serde_json, and splicing changes the model's bytes alone.
 
-use claude_lb::anthropic::body::{Problem, scan, splice_model};
+use claude_lb::anthropic::body::{Problem, rename, scan};
+use claude_lb::anthropic::edit::applied;
 use claude_lb::anthropic::model::{Families, map_model};
 use claude_lb::anthropic::session::session_of_user_id;
 use serde_json::Value;
@@ -35,7 +36,7 @@ pub fn check(body: &[u8]) {
         for name in NAMES {
             splices(body, name);
         }
-        assert_eq!(splice_model(body, &facts, &facts.model), None, "its own name changes nothing");
+        assert_eq!(rename(&facts, &facts.model), None, "its own name changes nothing");
         facts.user_id.as_deref().map(session_of_user_id);
         let families = Families { sonnet: "S".into(), opus: "O".into(), haiku: "H".into() };
         assert!(!map_model(&facts.model, &[("*o?u*".into(), "M".into())], &families).is_empty());
@@ -99,7 +100,8 @@ fn holds_ttl_1h(value: &Value) -> bool {
 
 fn splices(body: &[u8], name: &str) {
     let before = scan(body).unwrap();
-    let Some(spliced) = splice_model(body, &before, name) else { return assert_eq!(before.model, name) };
+    let Some(edit) = rename(&before, name) else { return assert_eq!(before.model, name) };
+    let spliced = applied(body, &[edit]);
     let after = scan(&spliced).unwrap();
     assert_eq!(spliced[..after.model_at.start], body[..before.model_at.start]);
     assert_eq!(spliced[after.model_at.end..], body[before.model_at.end..]);

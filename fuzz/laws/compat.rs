@@ -1,7 +1,8 @@
 //! Places taken out of a body: what is left is the same JSON without the members that were named, and tool inputs,
 //! schemas and text are not touched.
 
-use claude_lb::anthropic::compat::{Path, rejected_path, remove, without_adaptive, without_betas};
+use claude_lb::anthropic::compat::{Path, cuts, rejected_path, without_adaptive, without_betas};
+use claude_lb::anthropic::edit::applied;
 use serde_json::Value;
 
 use super::keeps_raw_values;
@@ -39,7 +40,8 @@ pub fn check(input: &[u8]) {
 
 /// Which of the paths were there.
 fn removes(body: &[u8], tree: Option<&Value>, paths: &[Path]) -> u64 {
-    let Some((left, found)) = remove(body, paths) else { return 0 };
+    let Some((edits, found)) = cuts(body, paths) else { return 0 };
+    let left = applied(body, &edits);
     assert!(found != 0 && left.len() < body.len());
     let mut rest = body.iter();
     assert!(left.iter().all(|byte| rest.any(|other| other == byte)), "bytes that were not there");
@@ -52,7 +54,7 @@ fn removes(body: &[u8], tree: Option<&Value>, paths: &[Path]) -> u64 {
             .map(|(_, path)| path.key())
             .collect();
         lost_only(&gone, before, &after);
-        assert_eq!(remove(&left, paths), None, "something was left for a second pass");
+        assert_eq!(cuts(&left, paths), None, "something was left for a second pass");
     }
     found
 }
@@ -82,7 +84,8 @@ fn lost_only(gone: &[&str], before: &Value, after: &Value) {
 
 /// Thinking for older models changes three values and no other.
 fn adapts(body: &[u8], tree: Option<&Value>) {
-    let (Some(changed), Some(before)) = (without_adaptive(body), tree) else { return };
+    let (Some(edits), Some(before)) = (without_adaptive(body), tree) else { return };
+    let changed = applied(body, &edits);
     let after: Value = serde_json::from_slice(&changed).expect("JSON stays JSON");
     let budget = after["thinking"]["budget_tokens"].as_u64().expect("a budget");
     assert_eq!(

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::edit::Edit;
 use super::json::{self, Cursor, Fault};
 
 /// What the proxy needs to know of a request body.
@@ -146,16 +147,11 @@ pub fn scan(body: &[u8]) -> Result<Facts, Problem> {
     Ok(Facts { model, model_at, stream, max_tokens, user_id, ttl_1h, is_adaptive })
 }
 
-/// The JSON string that stands for the model's name at [`Facts::model_at`]; `None` when it is that name already, so that
-/// the client's own bytes are sent.
-pub fn model_token(facts: &Facts, model: &str) -> Option<String> {
-    if facts.model == model { None } else { serde_json::to_string(model).ok() }
-}
-
-/// The body with the model name replaced in place; `None` when it is already that name.
-pub fn splice_model(body: &[u8], facts: &Facts, model: &str) -> Option<Vec<u8>> {
-    let token = model_token(facts, model)?;
-    Some([&body[..facts.model_at.start], token.as_bytes(), &body[facts.model_at.end..]].concat())
+/// What puts another model's name in its place; `None` when it is that name already, so that the client's own bytes are
+/// sent.
+pub fn rename(facts: &Facts, model: &str) -> Option<Edit> {
+    let token = if facts.model == model { None } else { serde_json::to_string(model).ok() };
+    token.map(|token| Edit::exchange(facts.model_at.clone(), token))
 }
 
 /// A cursor before the object that a body must be. The object itself is not walked yet.
@@ -218,8 +214,14 @@ fn is_ttl_1h(key: &[u8], rest: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::anthropic::edit::applied;
     use crate::anthropic::samples;
     use serde_json::Value;
+
+    /// The body with another model's name; `None` when it is that name already.
+    fn splice_model(body: &[u8], facts: &Facts, model: &str) -> Option<Vec<u8>> {
+        rename(facts, model).map(|edit| applied(body, &[edit]))
+    }
 
     #[test]
     fn reads_the_facts() {

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod compat;
+pub mod edit;
 pub mod error;
 pub mod json;
 pub mod model;

@@ -216,7 +216,7 @@ fn chosen<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
 
 fn limits(raw: raw::Limits, reader: &mut Reader<'_>) -> Limits {
     let max_body_bytes = whole(raw.max_body_bytes, 4 * 1024 * 1024, 1, 1 << 30, reader);
-    // A body is held as it came and as it goes out.
+    // One that is served must not keep the next one out.
     let least = 2 * max_body_bytes;
     let max_buffered_bytes =
         whole(raw.max_buffered_bytes, least.max(512 * 1024 * 1024), least, u32::MAX, reader);

@@ -1,8 +1,8 @@
-//! Memory for request bodies: so many bytes for all of them together, counted while they are held.
+//! Memory for request bodies: so many bytes for all of them together, counted from their arrival on while they are held.
 //!
 //! Readers, queue and workers may each hold a body, and a body may be megabytes. Without a common bound a crowd would
 //! be paid for with all memory there is, and a failed allocation ends the process. Beyond it a request is told at once
-//! that there is no room.
+//! that there is no room. A body is counted once: nothing that is done with it copies it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

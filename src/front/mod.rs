@@ -297,7 +297,6 @@ impl Shared {
         // What was announced holds, also when draining has begun since: the client may have sent the next request.
         let keep = ending == Ending::Whole && !exchange.closes;
         drop(exchange);
-        drop(read.share);
         if keep {
             let now = env::now();
             let answered_before = connection.answered_at.replace(now);

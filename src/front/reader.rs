@@ -1,7 +1,8 @@
 //! Reads request bodies: at most so many bytes, at least so fast, and until a deadline on the wall.
 //!
 //! A body that has arrived already is read by the worker itself; a slow one by a thread of the reader lanes. Either
-//! way the key was checked first, and a body that is not wanted is never waited for.
+//! way the key was checked first, and a body that is not wanted is never waited for. Memory is taken as bytes come, not
+//! as they are announced: who announces 4 MB and sends nothing takes no room from anybody.
 //!
 //! Everything is taken from the socket as it lies there, past tiny_http: the head was parsed by the watcher. Head and
 //! body come in one call where the length is told, and nothing of the next request with them.
@@ -24,12 +25,13 @@ const RATE_MIN: u64 = 1024;
 /// ...but not before it had this long.
 const RATE_GRACE: Duration = Duration::from_secs(5);
 
-/// The body of a request.
-#[derive(Default)]
+/// The body of a request. Its memory, and its share of what there is for bodies, come back when it is dropped.
 pub struct Body {
     /// May begin with the head.
     bytes: Vec<u8>,
     start: usize,
+    #[expect(dead_code, reason = "it goes back when the body does")]
+    share: Share,
 }
 
 impl Deref for Body {
@@ -51,12 +53,7 @@ pub(super) struct Read {
     pub(super) body: Body,
     /// The answer to this one ends the connection: there is more behind it.
     pub(super) closes: bool,
-    /// The memory it takes.
-    pub(super) share: Share,
 }
-
-/// A body is held twice at most while it is served: as it came, and as it goes out without a field that was refused.
-const COPIES: usize = 2;
 
 /// Takes the request from its connection.
 pub(super) fn read(job: &Job, shared: &Shared) -> Result<Read, Refusal> {
@@ -71,8 +68,6 @@ pub(super) fn read(job: &Job, shared: &Shared) -> Result<Read, Refusal> {
         longest: shared.settings.body,
     };
     let mut share = shared.bodies_of(route.pool).share();
-    let mut has_room = |bytes: usize| share.grow_to(bytes.saturating_mul(COPIES));
-    let mut around = Around { has_room: &mut has_room, is_gone: &|| connection.is_gone() };
     let (mut source, start) = match head.framing() {
         Framing::Chunked => {
             if !connection.discard_exactly(head.len() as u64) {
@@ -82,9 +77,11 @@ pub(super) fn read(job: &Job, shared: &Shared) -> Result<Read, Refusal> {
         }
         Framing::None | Framing::Length(_) => (Source::Plain(connection), head.len()),
     };
+    let mut has_room = |bytes: usize| share.grow_to(bytes);
+    let mut around = Around { has_room: &mut has_room, is_gone: &|| connection.is_gone() };
     let bytes = read_body(&mut source, start, limits, &env::now, &mut around)?;
     let closes = job.has_more || matches!(source, Source::Chunked(chunked) if chunked.has_read_beyond());
-    Ok(Read { body: Body { bytes, start }, closes, share })
+    Ok(Read { body: Body { bytes, start, share }, closes })
 }
 
 /// A reader thread's part.
@@ -108,6 +105,9 @@ pub(super) fn give_up(shared: &Shared, job: Job, refusal: Refusal) {
 
 /// The first room for a body whose length was not told.
 const CHUNKED_AT_FIRST: usize = 16 * 1024;
+/// The first room for a body of which not more has come. It doubles when it is full: a body that is still coming takes
+/// at most twice what is there of it.
+const PLAIN_AT_FIRST: usize = 64 * 1024;
 /// How much is decoded at a time.
 const WINDOW: usize = 16 * 1024;
 
@@ -130,8 +130,15 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// Appends what has come, to `room` bytes in all at most. Memory is touched only as bytes arrive: a false length
-    /// costs nothing.
+    /// How much more has come already, as far as that can be told.
+    fn waiting(&self) -> usize {
+        match self {
+            Source::Plain(connection) => connection.available() as usize,
+            _ => 0,
+        }
+    }
+
+    /// Appends what has come, to `room` bytes in all at most.
     fn append_to(&mut self, body: &mut Vec<u8>, room: usize) -> io::Result<usize> {
         match self {
             Source::Plain(connection) => connection.receive(body, room - body.len()),
@@ -196,12 +203,16 @@ fn read_body(
         Framing::Length(bytes) => Some(start + bytes as usize),
         Framing::Chunked => None,
     };
+    // One byte more than allowed, to see that there is more than allowed.
+    let most = expected.unwrap_or(limits.bytes_max + 1);
+    let at_first = if expected.is_some() { PLAIN_AT_FIRST } else { CHUNKED_AT_FIRST };
     let mut body = Vec::new();
-    let mut room = around.make_room(&mut body, expected.unwrap_or(CHUNKED_AT_FIRST))?;
+    let mut room = 0;
     while Some(body.len()) != expected {
         if body.len() == room {
-            // One byte more than allowed, to see that there is more than allowed.
-            let larger = (room * 2).min(limits.bytes_max + 1);
+            let larger = (room * 2).max(at_first).min(most);
+            // What lies there anyway is taken at once.
+            let larger = if larger == most { most } else { larger.max(room + source.waiting()).min(most) };
             if larger == room {
                 return Err(too_large(None));
             }
@@ -265,13 +276,40 @@ mod tests {
     }
 
     fn check(framing: Framing, left: usize, step: usize, most: usize) -> Result<usize, u16> {
+        read_and_charge(framing, left, step, most).0
+    }
+
+    /// What became of it, and the most memory that was asked for.
+    fn read_and_charge(
+        framing: Framing,
+        left: usize,
+        step: usize,
+        most: usize,
+    ) -> (Result<usize, u16>, usize) {
         let time = Cell::new(env::now());
         let limits =
             Limits { framing, bytes_max: most, started: time.get(), longest: Duration::from_secs(60) };
         let mut reader = Slow { left, step, time: &time };
-        let mut around = Around { has_room: &mut |bytes| bytes <= ROOM, is_gone: &|| false };
+        let mut charged = 0;
+        let mut has_room = |bytes: usize| {
+            charged = charged.max(bytes);
+            bytes <= ROOM
+        };
+        let mut around = Around { has_room: &mut has_room, is_gone: &|| false };
         let read = read_body(&mut Source::Test(&mut reader), 0, limits, &|| time.get(), &mut around);
-        read.map(|body| body.len()).map_err(|refusal| refusal.status)
+        (read.map(|body| body.len()).map_err(|refusal| refusal.status), charged)
+    }
+
+    #[test]
+    fn memory_is_taken_as_bytes_come() {
+        let charged = |announced: u64, sent: usize| {
+            read_and_charge(Framing::Length(announced), sent, 10_000, 4_000_000).1
+        };
+        assert_eq!(charged(4_000_000, 0), PLAIN_AT_FIRST);
+        assert_eq!(charged(4_000_000, 50_000), PLAIN_AT_FIRST);
+        assert!(charged(4_000_000, 70_000) <= 2 * 70_000);
+        assert_eq!(charged(100_000, 90_000), 100_000, "never more than was announced");
+        assert_eq!(charged(1_000, 1_000), 1_000);
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 use std::io::Read;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::heads::{self, Length, Marks};
 use super::prepare::Prepared;
 use super::surface::Failure;
 use super::{Messages, Report};
+use crate::anthropic::edit::Edit;
 use crate::anthropic::error::{Presented, meaning, present, status_of_error_type};
 use crate::anthropic::sse::{Scanner, error_of, usage_of_message};
 use crate::balancer::limits::Kind;
@@ -21,7 +23,7 @@ use crate::outcome::{Outcome, retry_after};
 use crate::relay::body::{Body, Ended as BodyEnded, Room, gather};
 use crate::relay::stream::{Ended as StreamEnded, Stream};
 use crate::relay::{Downstream, Limits};
-use crate::upstream::{Abort, Incoming, Outgoing, SendError, SendErrorKind, Wait, Workspace};
+use crate::upstream::{Abort, Incoming, Outgoing, Pieces, SendError, SendErrorKind, Wait, Workspace};
 
 /// The largest error body that is read.
 const ERROR_BYTES_MAX: usize = 256 * 1024;
@@ -67,8 +69,10 @@ pub(super) struct Attempt<'a> {
     pub(super) messages: &'a Messages,
     pub(super) exchange: &'a Exchange,
     pub(super) prepared: &'a Prepared<'a>,
-    /// What goes out this time.
-    pub(super) outgoing: Outgoing<'a>,
+    /// What is other in the body this time.
+    pub(super) edits: &'a Arc<[Edit]>,
+    /// The client's headers that go along this time.
+    pub(super) headers: &'a [(&'a str, &'a [u8])],
     /// Called when the workspace takes the request, before the client sees anything of the answer.
     pub(super) accepted: &'a dyn Fn(),
     pub(super) downstream: &'a Rc<Downstream>,
@@ -86,7 +90,7 @@ impl Attempt<'_> {
             until: env::now() + self.messages.first_byte,
             heartbeat_head: self.prepared.facts.stream.then(|| heads::heartbeat(self.id, self.exchange)),
         });
-        let incoming = match workspace.send(&self.outgoing, &wait) {
+        let incoming = match self.send(workspace, &wait) {
             Ok(incoming) => incoming,
             Err(error) => return self.not_sent(error, workspace),
         };
@@ -94,6 +98,11 @@ impl Attempt<'_> {
         let mut end = self.answered(incoming, workspace);
         end.report.head_at = Some(head_at);
         end
+    }
+
+    fn send(&self, workspace: &Workspace, wait: &Rc<dyn Wait>) -> Result<Incoming, SendError> {
+        let body = Pieces::new(self.prepared.body(), Arc::clone(self.edits));
+        workspace.send(&Outgoing { query: self.prepared.query, headers: self.headers, body: &body }, wait)
     }
 
     /// The workspace has answered: what with, its status tells.

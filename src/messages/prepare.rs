@@ -8,27 +8,30 @@ use std::time::Duration;
 use super::Messages;
 use crate::anthropic::body::{self, Facts};
 use crate::anthropic::compat::without_adaptive;
+use crate::anthropic::edit::{Edit, in_order};
 use crate::anthropic::model::{is_4_5_or_older, map_model};
 use crate::anthropic::session::session_of_user_id;
 use crate::balancer::affinity::Session;
 use crate::balancer::limits::Need;
 use crate::balancer::{Ask, EndpointId};
-use crate::front::Exchange;
+use crate::front::{Body, Exchange};
 use crate::http::answer::Refusal;
 use crate::http::forward;
 use crate::http::head::Head;
-use crate::upstream::{Bytes, Outgoing, Pieces};
 
 /// A request, ready to be sent to any workspace.
 pub(super) struct Prepared<'a> {
     pub(super) facts: Facts,
     /// The model as the workspaces call it.
     pub(super) model: String,
-    /// Of the client's body.
-    bytes: u64,
-    body: Pieces,
-    headers: Vec<(&'a str, &'a [u8])>,
-    query: Option<&'a str>,
+    /// As the client sent it.
+    body: Arc<Body>,
+    /// What is other in it for every workspace.
+    pub(super) edits: Arc<[Edit]>,
+    /// Those that go along, in wire order.
+    pub(super) headers: Vec<(&'a str, &'a [u8])>,
+    /// The client's query, without `?`.
+    pub(super) query: Option<&'a str>,
     session: Option<Session>,
     /// Adaptive thinking became enabled thinking, because the model is too old for it.
     pub(super) is_downgraded: bool,
@@ -37,13 +40,13 @@ pub(super) struct Prepared<'a> {
 impl Prepared<'_> {
     /// What the balancer is asked for.
     pub(super) fn ask<'s>(&'s self, tried: &'s [EndpointId]) -> Ask<'s> {
-        let need = Need { bytes: self.bytes, max_tokens: self.facts.max_tokens, density: None };
+        let need = Need { bytes: self.body.len() as u64, max_tokens: self.facts.max_tokens, density: None };
         Ask { model: &self.model, tried, session: self.session, need, place: None, insists: false }
     }
 
-    /// The same for every attempt, but for what an endpoint does not take.
-    pub(super) fn outgoing(&self) -> Outgoing<'_> {
-        Outgoing { query: self.query, headers: &self.headers, body: &self.body }
+    /// The client's bytes.
+    pub(super) fn body(&self) -> Arc<Body> {
+        Arc::clone(&self.body)
     }
 }
 
@@ -52,31 +55,18 @@ impl Prepared<'_> {
 pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result<Prepared<'a>, Refusal> {
     let facts = body::scan(&exchange.body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
     let model = map_model(&facts.model, &messages.map, &messages.families).into_owned();
-    has_memory_for(exchange.body.len())?;
     let is_too_new = facts.is_adaptive && messages.compat.learns && is_4_5_or_older(&model);
     let older = if is_too_new { without_adaptive(&exchange.body) } else { None };
     let is_downgraded = older.is_some();
-    let body = match older {
-        None => renamed(Arc::clone(&exchange.body) as Bytes, &facts, &model),
-        Some(older) => {
-            let facts = body::scan(&older).map_err(|problem| Refusal::new(400, problem.to_string()))?;
-            renamed(Arc::new(older), &facts, &model)
-        }
-    };
+    let mut edits = older.unwrap_or_default();
+    edits.extend(body::rename(&facts, &model));
+    let edits = in_order(edits).into();
     let head = &exchange.head;
     let connection = head.header("connection");
     let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
     let session = session(head, &facts, &model);
-    let bytes = exchange.body.len() as u64;
-    Ok(Prepared { facts, model, bytes, body, headers, query: head.query(), session, is_downgraded })
-}
-
-/// The bytes with the model's name in the place of the client's.
-fn renamed(bytes: Bytes, facts: &Facts, model: &str) -> Pieces {
-    match body::model_token(facts, model) {
-        Some(token) => Pieces::exchanged(bytes, facts.model_at.clone(), token.as_bytes()),
-        None => Pieces::whole(bytes),
-    }
+    let body = Arc::clone(&exchange.body);
+    Ok(Prepared { facts, model, body, edits, headers, query: head.query(), session, is_downgraded })
 }
 
 /// How long the usual prompt cache and the long one stay warm (Anthropic's documentation on prompt caching).
@@ -97,14 +87,4 @@ fn session(head: &Head, facts: &Facts, model: &str) -> Option<Session> {
     (&*session, agent, model).hash(&mut hasher);
     let idle = if facts.ttl_1h { LONG_CACHE_WARM } else { CACHE_WARM };
     Some(Session { key: hasher.finish(), idle })
-}
-
-/// Asks for the memory that a copy of a large body takes, before it is made: a failed allocation would end the
-/// process, and a lack of memory is met here first. Small ones find their place.
-fn has_memory_for(bytes: usize) -> Result<(), Refusal> {
-    const LARGE: usize = 64 * 1024;
-    match bytes < LARGE || Vec::<u8>::new().try_reserve_exact(bytes).is_ok() {
-        true => Ok(()),
-        false => Err(Refusal::overloaded("the proxy has no memory for this request")),
-    }
 }

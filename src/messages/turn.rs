@@ -15,7 +15,8 @@ use super::prepare::Prepared;
 use super::surface::Failure;
 use super::{Messages, Report};
 use crate::access::{Record, Reported};
-use crate::anthropic::compat::{PATHS_MAX, Path, rejected_path, remove, without_betas};
+use crate::anthropic::compat::{PATHS_MAX, Path, cuts, rejected_path, without_betas};
+use crate::anthropic::edit::{Edit, in_order};
 use crate::anthropic::sse::Usage;
 use crate::balancer::Lease;
 use crate::balancer::limits::Kind;
@@ -23,7 +24,7 @@ use crate::env;
 use crate::front::Exchange;
 use crate::outcome::{Meaning, Outcome};
 use crate::relay::Downstream;
-use crate::upstream::{Outgoing, Pieces, Workspace};
+use crate::upstream::Workspace;
 
 /// Fields that one request may bring to light.
 const LESSONS_MAX: usize = 3;
@@ -82,7 +83,8 @@ impl Turn<'_> {
                 messages: self.messages,
                 exchange: self.exchange,
                 prepared: self.prepared,
-                outgoing: Outgoing { headers: &headers, body: &fitted.body, ..self.prepared.outgoing() },
+                edits: &fitted.edits,
+                headers: &headers,
                 accepted: &accepted,
                 downstream: self.downstream,
                 id: &record.id.clone(),
@@ -92,7 +94,7 @@ impl Turn<'_> {
             let Report { status, usage, head_at, why, .. } = &report;
             let reported = Reported { status: *status, usage: *usage, head_at: *head_at, why };
             record.end_attempt(&outcome, reported, env::now());
-            let lesson = self.lesson(&attempted, &outcome, &fitted.body, &paths);
+            let lesson = self.lesson(&attempted, &outcome, &paths);
             if let Some(path) = newest.filter(|path| is_content(path, &attempted, &outcome, lesson.is_some()))
             {
                 self.remember(path);
@@ -122,20 +124,17 @@ impl Turn<'_> {
     }
 
     /// The field that this refusal is about, if the request can go out without it.
-    fn lesson(
-        &self,
-        attempted: &Attempted,
-        outcome: &Outcome,
-        sent: &Pieces,
-        paths: &[Path],
-    ) -> Option<Path> {
+    fn lesson(&self, attempted: &Attempted, outcome: &Outcome, paths: &[Path]) -> Option<Path> {
         let Outcome::Refused { status: 400, meaning: Meaning::Other, .. } = outcome else { return None };
-        let Attempted::Failed(Failure::Upstream { body, .. }) = attempted else { return None };
+        let Attempted::Failed(Failure::Upstream { body: said, .. }) = attempted else { return None };
         if !self.messages.compat.learns || paths.len() >= PATHS_MAX {
             return None;
         }
-        let path = Path::rejected(&rejected_path(body)?, &sent.joined())?;
-        (!paths.contains(&path)).then_some(path)
+        let body = self.prepared.body();
+        let path = Path::rejected(&rejected_path(said)?, &body)?;
+        // What is left out already, by itself or with what holds it, was not in what was sent.
+        let (_, found) = cuts(&body, &[paths, std::slice::from_ref(&path)].concat())?;
+        (found >> paths.len() & 1 == 1 && !paths.contains(&path)).then_some(path)
     }
 
     fn remember(&self, path: &Path) {
@@ -206,36 +205,36 @@ fn end(
     }
 }
 
-/// A request as one endpoint takes it. Without anything to leave out it is the client's own, not copied.
-struct Fitted<'a> {
-    body: Cow<'a, Pieces>,
+/// What is other in a request for one endpoint. Without anything to leave out it is what it is for all.
+struct Fitted {
+    edits: Arc<[Edit]>,
     /// Which of the paths were there, one bit each.
     removed: u64,
     /// Values of `anthropic-beta` headers that change, by the header's place.
     betas: Vec<(usize, Option<String>)>,
 }
 
-impl<'a> Fitted<'a> {
-    fn new(prepared: &'a Prepared<'_>, paths: &[Path]) -> Self {
-        let whole = prepared.outgoing();
-        let untouched = || Self { body: Cow::Borrowed(whole.body), removed: 0, betas: Vec::new() };
-        if paths.is_empty() {
-            return untouched();
-        }
-        let Some((body, removed)) = remove(&whole.body.joined(), paths) else { return untouched() };
+impl Fitted {
+    /// The paths are looked up in the client's bytes, whatever else changes in them.
+    fn new(prepared: &Prepared<'_>, paths: &[Path]) -> Self {
+        let found = if paths.is_empty() { None } else { cuts(&prepared.body(), paths) };
+        let Some((mut edits, removed)) = found else {
+            return Self { edits: Arc::clone(&prepared.edits), removed: 0, betas: Vec::new() };
+        };
+        edits.extend_from_slice(&prepared.edits);
         let gone = paths.iter().take(PATHS_MAX).enumerate().filter(|(at, _)| removed >> at & 1 == 1);
         let prefixes: Vec<&str> = gone.flat_map(|(_, path)| path.betas()).copied().collect();
-        let lists = whole.headers.iter().enumerate();
+        let lists = prepared.headers.iter().enumerate();
         let lists = lists.filter(|(_, (name, _))| name.eq_ignore_ascii_case("anthropic-beta"));
         let betas = lists
             .filter(|_| !prefixes.is_empty())
             .filter_map(|(at, (_, list))| Some((at, without_betas(str::from_utf8(list).ok()?, &prefixes))))
             .collect();
-        Self { body: Cow::Owned(Pieces::whole(Arc::new(body))), removed, betas }
+        Self { edits: in_order(edits).into(), removed, betas }
     }
 
     fn headers<'s>(&'s self, prepared: &'s Prepared<'_>) -> Cow<'s, [(&'s str, &'s [u8])]> {
-        let whole = prepared.outgoing().headers;
+        let whole = &prepared.headers;
         if self.betas.is_empty() {
             return Cow::Borrowed(whole);
         }

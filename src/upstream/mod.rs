@@ -359,7 +359,7 @@ mod tests {
             headers: Vec::new(),
         };
         let workspace = Workspace::new(&written, &network).unwrap();
-        let body = Pieces::whole(Arc::new(b"{}".to_vec()));
+        let body = Pieces::new(Arc::new(b"{}".to_vec()), Arc::default());
         let outgoing = Outgoing { query: None, headers: &[], body: &body };
         let wait: Rc<dyn Wait> = Rc::new(Patient);
         let error = workspace.send(&outgoing, &wait).err().unwrap();

@@ -4,55 +4,45 @@
 //! with a length and nothing else, and a body that only pretends to be read; the transport puts the client's lines at
 //! the end of the head that ureq wrote, and the body behind it, in one send.
 
-use std::borrow::Cow;
 use std::io::{self, IoSlice};
-use std::ops::Range;
 use std::sync::Arc;
+
+use crate::anthropic::edit::Edit;
 
 /// Bytes that several may hold.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A request body, perhaps with one part of it exchanged. Cheap to clone.
+/// A request body, perhaps with parts of it exchanged. Cheap to clone.
 #[derive(Clone)]
 pub struct Pieces {
     whole: Bytes,
-    exchanged: Range<usize>,
-    with: Arc<[u8]>,
+    /// In ascending order, none within another.
+    edits: Arc<[Edit]>,
 }
 
 impl Pieces {
-    /// These bytes.
-    pub fn whole(bytes: Bytes) -> Self {
-        Self { whole: bytes, exchanged: 0..0, with: Arc::new([]) }
-    }
-
-    /// These bytes, with others in the place of a part.
-    pub fn exchanged(bytes: Bytes, part: Range<usize>, with: &[u8]) -> Self {
-        Self { whole: bytes, exchanged: part, with: with.into() }
+    /// These bytes with these changes, in ascending order and none within another.
+    pub fn new(whole: Bytes, edits: Arc<[Edit]>) -> Self {
+        Self { whole, edits }
     }
 
     /// In the order they are sent. Any may be empty.
-    pub fn slices(&self) -> [&[u8]; 3] {
+    fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let whole = (*self.whole).as_ref();
-        [&whole[..self.exchanged.start], &self.with, &whole[self.exchanged.end..]]
+        let starts = std::iter::once(0).chain(self.edits.iter().map(|edit| edit.at.end));
+        let ends = self.edits.iter().map(|edit| (edit.at.start, edit.with.as_bytes()));
+        let ends = ends.chain(std::iter::once((whole.len(), &b""[..])));
+        starts.zip(ends).flat_map(move |(start, (end, with))| [&whole[start..end], with])
     }
 
     /// Their length together.
     pub fn len(&self) -> usize {
-        self.slices().iter().map(|slice| slice.len()).sum()
+        self.slices().map(<[u8]>::len).sum()
     }
 
     /// True when there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// In one piece, copied only if a part was exchanged.
-    pub fn joined(&self) -> Cow<'_, [u8]> {
-        match self.slices() {
-            [b"", b"", whole] => Cow::Borrowed(whole),
-            slices => Cow::Owned(slices.concat()),
-        }
     }
 }
 
@@ -65,10 +55,12 @@ pub(super) struct Payload {
 
 impl Payload {
     /// All of a request: `head` is what ureq wrote, with its blank line.
-    pub(super) fn slices<'a>(&'a self, head: &'a [u8]) -> [IoSlice<'a>; 6] {
-        let [before, with, after] = self.body.slices();
+    pub(super) fn slices<'a>(&'a self, head: &'a [u8]) -> Vec<IoSlice<'a>> {
         let open = &head[..head.len() - LINE_END.len()];
-        [open, &self.lines, LINE_END, before, with, after].map(IoSlice::new)
+        let mut slices = Vec::with_capacity(5 + 2 * self.body.edits.len());
+        slices.extend([open, &self.lines, LINE_END].map(IoSlice::new));
+        slices.extend(self.body.slices().filter(|slice| !slice.is_empty()).map(IoSlice::new));
+        slices
     }
 }
 
@@ -102,14 +94,15 @@ mod tests {
     #[test]
     fn lines_stand_in_the_head_and_the_body_behind_it() {
         let body: Bytes = Arc::new(b"{\"model\":\"a\"}".to_vec());
-        let untouched = Payload { lines: b"x-app: cli\r\n".to_vec(), body: Pieces::whole(Arc::clone(&body)) };
+        let untouched = Pieces::new(Arc::clone(&body), Arc::default());
+        let payload = Payload { lines: b"x-app: cli\r\n".to_vec(), body: untouched };
         let head = b"POST / HTTP/1.1\r\nhost: w\r\n\r\n";
         let expected = b"POST / HTTP/1.1\r\nhost: w\r\nx-app: cli\r\n\r\n{\"model\":\"a\"}";
-        assert_eq!(sent(&untouched, head), expected);
-        assert!(matches!(untouched.body.joined(), Cow::Borrowed(b"{\"model\":\"a\"}")));
-        let renamed = Pieces::exchanged(body, 9..12, b"\"longer\"");
-        assert_eq!((&*renamed.joined(), renamed.len()), (&b"{\"model\":\"longer\"}"[..], 18));
-        let expected = b"POST / HTTP/1.1\r\nhost: w\r\n\r\n{\"model\":\"longer\"}";
-        assert_eq!(sent(&Payload { lines: Vec::new(), body: renamed }, head), expected);
+        assert_eq!(sent(&payload, head), expected);
+        let edits = [Edit::cut(0..1), Edit::exchange(9..12, "\"longer\""), Edit::cut(12..13)];
+        let changed = Pieces::new(body, Arc::new(edits));
+        assert_eq!((changed.len(), changed.is_empty()), (16, false));
+        let expected = b"POST / HTTP/1.1\r\nhost: w\r\n\r\n\"model\":\"longer\"";
+        assert_eq!(sent(&Payload { lines: Vec::new(), body: changed }, head), expected);
     }
 }

@@ -246,11 +246,17 @@ impl SmallBuffers {
         mut write: impl FnMut(&[IoSlice<'_>]) -> Result<Option<usize>, Error>,
     ) -> Result<(), Error> {
         let gathered = &self.output[..self.gathered];
-        let mut slices = match &self.payload {
-            Some(payload) => payload.slices(gathered),
-            None => [gathered, &[], &[], &[], &[], &[]].map(IoSlice::new),
+        let (mut all, mut one);
+        let mut rest = match &self.payload {
+            Some(payload) => {
+                all = payload.slices(gathered);
+                &mut all[..]
+            }
+            None => {
+                one = [IoSlice::new(gathered)];
+                &mut one[..]
+            }
         };
-        let mut rest = &mut slices[..];
         IoSlice::advance_slices(&mut rest, 0);
         while !rest.is_empty() {
             match write(rest)? {

@@ -10,7 +10,7 @@ use crate::support::proxy::{Proxy, Setup};
 use crate::support::reply::Reply;
 use crate::support::rest::AtRest;
 use crate::support::upstream::Upstream;
-use crate::support::{Stopwatch, eventually, fixtures, sse, together};
+use crate::support::{DEADLINE, Stopwatch, eventually, fixtures, sse, together};
 
 const MIB: usize = 1 << 20;
 
@@ -18,7 +18,7 @@ fn large_message(bytes: usize) -> Request {
     Request::post_message(format!(r#"{{"model":"claude-sonnet-4-5","x":"{}"}}"#, "y".repeat(bytes)))
 }
 
-/// Room for four bodies of 4 MB and ten times as many clients: the others are told so, and the memory is bounded.
+/// Room for eight bodies of 4 MB and five times as many clients: the others are told so, and the memory is bounded.
 #[test]
 fn bodies_beyond_the_memory_for_them_are_a_529_at_once() {
     let gate = Gate::closed();
@@ -27,33 +27,28 @@ fn bodies_beyond_the_memory_for_them_are_a_529_at_once() {
     let proxy = setup.set("limits.max_buffered_bytes", 34 * MIB).start();
     let rest = AtRest::of(&proxy);
     let message = large_message(4 * MIB - 100);
-    let mut clients: Vec<Client> = (0..40).map(|_| proxy.connect()).collect();
+    let mut held: Vec<Client> = Vec::new();
+    for number in 1..=8 {
+        let mut client = proxy.connect();
+        client.send(&message);
+        upstream.wait_requests(number);
+        held.push(client);
+    }
+    let mut others: Vec<Client> = (0..32).map(|_| proxy.connect()).collect();
     std::thread::scope(|scope| {
-        for client in &mut clients {
+        for client in &mut others {
             scope.spawn(|| client.send_if_taken(&message.bytes()));
         }
     });
-    let (mut held, mut refused) = (Vec::new(), 0);
-    upstream.wait_requests(4);
-    eventually("all others to be told", || {
-        let told = clients.iter().filter(|client| client.has_input()).count();
-        (told == 36).then_some(())
-    });
-    for mut client in clients {
-        if client.has_input() {
-            let message = client.answer().error(529, "overloaded_error");
-            assert!(message.contains("max_buffered_bytes"), "{message}");
-            refused += 1;
-        } else {
-            held.push(client);
-        }
+    for client in &mut others {
+        let message = client.answer().error(529, "overloaded_error");
+        assert!(message.contains("max_buffered_bytes"), "{message}");
     }
-    assert_eq!((held.len(), refused, upstream.count()), (4, 36, 4));
+    assert!(held.iter().all(|client| !client.has_input()));
+    assert_eq!(upstream.count(), 8);
     assert!(rest.grown_bytes(&proxy) < 60 * MIB as u64, "{} MiB more", rest.grown_bytes(&proxy) / MIB as u64);
     // Requests that need no key have memory of their own, and small talk needs none.
-    let count = Request::new("POST", "/v1/messages/count_tokens")
-        .body(r#"{"model":"m","messages":[{"role":"user","content":"hello"}]}"#);
-    assert_eq!(proxy.ask(&count).status(), 200);
+    assert_eq!(proxy.ask(&count_tokens("hello")).status(), 200);
     assert_eq!(proxy.ask(&Request::get("/health")).status(), 200);
     gate.open();
     for mut client in held {
@@ -62,6 +57,27 @@ fn bodies_beyond_the_memory_for_them_are_a_529_at_once() {
     rest.expect(&proxy);
     assert_eq!(proxy.ask(&message).status(), 200, "what was taken came back");
     assert_eq!(proxy.number("w1", "total_errors"), 0, "our own limits blame nobody");
+}
+
+fn count_tokens(text: &str) -> Request {
+    let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#);
+    Request::new("POST", "/v1/messages/count_tokens").body(body)
+}
+
+/// Two of them took all the memory that there was for requests without a key, and kept it for a minute.
+#[test]
+fn what_is_announced_and_never_sent_takes_no_room() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::with(&[&upstream]).set("limits.max_buffered_bytes", 8 * MIB).start();
+    let announced = Request::new("POST", "/v1/messages/count_tokens")
+        .with("content-length", &(4 * MIB).to_string())
+        .with("expect", "100-continue");
+    let mut silent: Vec<Client> = (0..15).map(|_| proxy.connect()).collect();
+    for client in &mut silent {
+        client.send_bytes(&announced.head_bytes());
+        assert!(client.has_input_within(DEADLINE), "told to go on: somebody waits for the body");
+    }
+    assert_eq!(proxy.ask(&count_tokens(&"y".repeat(3 * MIB))).status(), 200);
 }
 
 /// Ten times the bodies that fit under `ulimit -v`: a failed allocation would end the process.

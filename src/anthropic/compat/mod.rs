@@ -2,8 +2,8 @@
 //!
 //! Databricks serves Anthropic's API, but not every field of it, and which ones changes. This room reads a refusal
 //! (`rejection`), names the refused place so that it holds for other requests, too (`path`), takes such places out of
-//! a body (`strip`), and turns adaptive thinking into what older models know (`thinking`). It works by scanning and
-//! splicing: no tree is built, and every byte that is not taken out stays as it was. It never looks into tool inputs,
+//! a body (`strip`), and turns adaptive thinking into what older models know (`thinking`). It works by scanning: no tree is
+//! built, nothing is copied, and every byte that is not taken out stays as it was. It never looks into tool inputs,
 //! schemas or text. Called by `messages/prepare` and `messages/turn`.
 
 mod path;
@@ -13,7 +13,7 @@ mod thinking;
 
 pub use path::Path;
 pub use rejection::rejected_path;
-pub use strip::{PATHS_MAX, remove};
+pub use strip::{PATHS_MAX, cuts};
 pub use thinking::without_adaptive;
 
 /// Values that nobody but a tool or a validator reads: never looked into, whatever stands there.

@@ -1,9 +1,8 @@
-//! Takes places out of a body: one pass, and every byte that stays is as it was.
-
-use std::ops::Range;
+//! Finds places to be taken out of a body: one pass, and every byte that stays is as it was.
 
 use super::OPAQUE;
 use super::path::{Path, Step};
+use crate::anthropic::edit::Edit;
 use crate::anthropic::json::{self, Cursor, Fault};
 
 /// Paths looked for in one pass; further ones are not.
@@ -13,8 +12,13 @@ pub const PATHS_MAX: usize = 64;
 /// thousand brackets must not overflow the stack.
 const DEPTH_MAX: usize = 24;
 
-/// The body without these places, and which of the paths were there, as a mask by position. `None` when none was.
-pub fn remove(body: &[u8], paths: &[Path]) -> Option<(Vec<u8>, u64)> {
+/// Parts that are taken out of one body. No real request has a tenth of them, and a body that consists of them must not
+/// be paid for with several times its size: it goes out as it came.
+const CUTS_MAX: usize = 4096;
+
+/// What to leave out for the body to be without these places, in ascending order and none within another; and which of
+/// the paths were there, as a mask by position. `None` when none was.
+pub fn cuts(body: &[u8], paths: &[Path]) -> Option<(Vec<Edit>, u64)> {
     let paths = &paths[..paths.len().min(PATHS_MAX)];
     let mut search = Search { paths, cuts: Vec::new(), found: 0, floating: 0 };
     let mut from_top = 0;
@@ -27,23 +31,13 @@ pub fn remove(body: &[u8], paths: &[Path]) -> Option<(Vec<u8>, u64)> {
     }
     let top = Front { from_top, steps_from_top: 0, in_cache_control: 0, steps_in_cache_control: 0 };
     search.value(&mut Cursor::new(body), top, 0).ok()?;
-    if search.found == 0 {
-        return None;
-    }
-    let mut kept = Vec::with_capacity(body.len());
-    let mut at = 0;
-    for cut in &search.cuts {
-        kept.extend_from_slice(&body[at..cut.start]);
-        at = cut.end;
-    }
-    kept.extend_from_slice(&body[at..]);
-    Some((kept, search.found))
+    (search.found != 0).then_some((search.cuts, search.found))
 }
 
 struct Search<'p> {
     paths: &'p [Path],
     /// In ascending order, none within another.
-    cuts: Vec<Range<usize>>,
+    cuts: Vec<Edit>,
     /// Which paths were there, one bit each.
     found: u64,
     /// Which paths begin at any `cache_control`.
@@ -86,11 +80,14 @@ impl Search<'_> {
             let name = cursor.bytes(key);
             let next = self.advance(front, Some(name), kind);
             let gone = self.complete(next);
+            if self.cuts.len() > CUTS_MAX {
+                return Err(Fault { at: start, is_end: false });
+            }
             if gone != 0 {
                 self.found |= gone;
                 let value = cursor.value()?;
                 if has_kept {
-                    self.cuts.push(end..value.end);
+                    self.cuts.push(Edit::cut(end..value.end));
                 } else {
                     leading.get_or_insert(start);
                 }
@@ -98,7 +95,7 @@ impl Search<'_> {
                 return Ok(());
             }
             if let Some(from) = leading.take() {
-                self.cuts.push(from..start);
+                self.cuts.push(Edit::cut(from..start));
             }
             has_kept = true;
             if OPAQUE.iter().any(|opaque| json::is_name(name, opaque)) {
@@ -110,7 +107,7 @@ impl Search<'_> {
             Ok(())
         })?;
         if let Some(from) = leading {
-            self.cuts.push(from..end);
+            self.cuts.push(Edit::cut(from..end));
         }
         Ok(())
     }
@@ -184,8 +181,13 @@ fn bits(mask: u64) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::anthropic::edit::applied;
     use crate::anthropic::samples;
     use serde_json::Value;
+
+    fn remove(body: &[u8], paths: &[Path]) -> Option<(Vec<u8>, u64)> {
+        cuts(body, paths).map(|(edits, found)| (applied(body, &edits), found))
+    }
 
     fn paths(texts: &[&str]) -> Vec<Path> {
         texts.iter().map(|text| Path::configured(text).unwrap_or_else(|| panic!("{text}"))).collect()
@@ -238,6 +240,14 @@ mod tests {
         {
             assert_eq!(remove(body.as_bytes(), &paths(&texts)), None, "{body}");
         }
+    }
+
+    #[test]
+    fn a_body_that_is_nothing_but_such_places_stays() {
+        let body = |count: usize| format!("{{\"t\":[{}0]}}", r#"{"a":1},"#.repeat(count));
+        let found = |count| cuts(body(count).as_bytes(), &paths(&["t.*.a"])).map(|(edits, _)| edits.len());
+        assert_eq!(found(CUTS_MAX), Some(CUTS_MAX));
+        assert_eq!(found(10 * CUTS_MAX), None);
     }
 
     #[test]

@@ -5,15 +5,16 @@
 
 use std::ops::Range;
 
+use crate::anthropic::edit::{Edit, in_order};
 use crate::anthropic::json::{self, Cursor};
 
 /// The smallest budget that the API takes.
 const BUDGET_MIN: u64 = 1_024;
 
-/// The body with enabled instead of adaptive thinking, or `None` when there is nothing to change. The budget is 80 % of
+/// What makes enabled of adaptive thinking, or `None` when there is nothing to change. The budget is 80 % of
 /// `max_tokens`, at least 1,024; then `max_tokens` grows by the budget where it would not exceed it. What else stands
 /// in `thinking` stays.
-pub fn without_adaptive(body: &[u8]) -> Option<Vec<u8>> {
+pub fn without_adaptive(body: &[u8]) -> Option<Vec<Edit>> {
     let (mut thinking, mut max_tokens) = (None, None);
     let mut cursor = Cursor::new(body);
     let walked = cursor.members(|cursor, key| {
@@ -31,27 +32,18 @@ pub fn without_adaptive(body: &[u8]) -> Option<Vec<u8>> {
     let (kind, budget_at) = parts(body, thinking)?;
     let max = json::count(&body[max_at.clone()])?;
     let budget = (max / 5 * 4 + max % 5 * 4 / 5).max(BUDGET_MIN);
-    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    let mut edits = Vec::new();
     match budget_at {
         Some(at) => {
-            edits.push((kind, "\"enabled\"".into()));
-            edits.push((at, budget.to_string()));
+            edits.push(Edit::exchange(kind, "\"enabled\""));
+            edits.push(Edit::exchange(at, budget.to_string()));
         }
-        None => edits.push((kind, format!("\"enabled\",\"budget_tokens\":{budget}"))),
+        None => edits.push(Edit::exchange(kind, format!("\"enabled\",\"budget_tokens\":{budget}"))),
     }
     if max <= budget {
-        edits.push((max_at, max.checked_add(budget)?.to_string()));
+        edits.push(Edit::exchange(max_at, max.checked_add(budget)?.to_string()));
     }
-    edits.sort_by_key(|(at, _)| at.start);
-    let mut changed = Vec::with_capacity(body.len() + 32);
-    let mut copied = 0;
-    for (at, text) in edits {
-        changed.extend_from_slice(&body[copied..at.start]);
-        changed.extend_from_slice(text.as_bytes());
-        copied = at.end;
-    }
-    changed.extend_from_slice(&body[copied..]);
-    Some(changed)
+    Some(in_order(edits))
 }
 
 /// Where `"adaptive"` stands in a `thinking` object, and its budget if it has one.
@@ -78,6 +70,7 @@ fn parts(body: &[u8], thinking: Range<usize>) -> Option<(Range<usize>, Option<Ra
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::anthropic::edit::applied;
 
     #[test]
     fn adaptive_becomes_enabled_with_a_budget() {
@@ -104,7 +97,8 @@ mod tests {
             ),
         ];
         for (body, wanted) in table {
-            let changed = without_adaptive(body.as_bytes()).unwrap_or_else(|| panic!("{body}"));
+            let edits = without_adaptive(body.as_bytes()).unwrap_or_else(|| panic!("{body}"));
+            let changed = applied(body.as_bytes(), &edits);
             assert_eq!(String::from_utf8_lossy(&changed), wanted, "{body}");
         }
     }
