@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::config::{AuthMode, Config};
 use crate::env;
 use crate::explain::{self, Explained, Explanations};
-use crate::front::{self, Ending, Exchange, Front, Route, Service};
+use crate::front::{self, Body, Ending, Exchange, Front, Route, Service};
 use crate::http::answer::{Answer, Refusal};
 use crate::http::head::Head;
 use crate::panics;
@@ -221,7 +221,7 @@ impl Host {
     }
 
     /// Everything but messages.
-    fn answer(&self, target: Target, exchange: &Exchange, exchange_id: &str) -> Answer {
+    fn answer(&self, target: Target, exchange: &Exchange, body: &[u8], exchange_id: &str) -> Answer {
         let (app, now) = (self.app(), env::now());
         let balancer = &app.messages.balancer;
         match target {
@@ -248,7 +248,7 @@ impl Host {
             },
             Target::EventLogging => admin::event_logging(),
             Target::WarmUp | Target::Messages => admin::warm_up(),
-            Target::CountTokens => match app.messages.count_tokens(&exchange.body) {
+            Target::CountTokens => match app.messages.count_tokens(body) {
                 Ok(count) => admin::count(count),
                 Err(why) => worded(&Refusal::new(400, why), exchange_id),
             },
@@ -273,15 +273,15 @@ impl Service for Host {
         worded(&refusal, &id)
     }
 
-    fn serve(&self, exchange: &Exchange) -> Ending {
+    fn serve(&self, exchange: &Exchange, body: Body) -> Ending {
         let head = &exchange.head;
         let target = match routes::target(head.method(), head.path()) {
-            Ok(Target::Messages) => return self.app().messages.serve(exchange),
+            Ok(Target::Messages) => return self.app().messages.serve(exchange, body),
             Ok(target) => target,
             Err(_) => Target::WarmUp,
         };
         let id = env::request_id();
-        let answer = self.answer(target, exchange, &id);
+        let answer = self.answer(target, exchange, &body, &id);
         let key = exchange.route.key.as_deref();
         // Probes come every few seconds for ever; they are not worth a line each.
         let level = if target == Target::CountTokens { log::Level::Info } else { log::Level::Debug };

@@ -253,6 +253,7 @@ fn streams(attempts: &[Script], how: u8) {
         let clock = || world.now.get();
         let mut stream = Stream {
             downstream: &downstream,
+            content_began: &|| (),
             head: HEAD,
             limits: LIMITS,
             clock: &clock,

@@ -87,12 +87,10 @@ pub struct Route {
     pub body_bytes_max: usize,
 }
 
-/// One request, whole, and the way back to its client.
+/// One request but for its body, and the way back to its client.
 pub struct Exchange {
     /// The request head.
     pub head: Box<Head>,
-    /// The body.
-    pub body: Arc<Body>,
     /// The client.
     pub client: Rc<ClientSocket>,
     /// The client's address.
@@ -122,8 +120,8 @@ pub trait Service: Send + Sync + 'static {
     /// Words a refusal, and notes it in the access log. Called by the watcher, too.
     fn refuse(&self, refusal: Refusal, head: Option<&Head>, peer: SocketAddr) -> Answer;
 
-    /// Serves one request.
-    fn serve(&self, exchange: &Exchange) -> Ending;
+    /// Serves one request. Its body goes as soon as it is not needed any more.
+    fn serve(&self, exchange: &Exchange, body: Body) -> Ending;
 
     /// Called about once a second by the watcher: must not wait for anything.
     fn tick(&self, now: Instant);
@@ -286,8 +284,9 @@ impl Shared {
         let closes = read.closes || !head.keep_alive() || self.is_draining();
         let client = Rc::new(ClientSocket::new(&connection));
         let peer = connection.peer();
-        let exchange = Exchange { head, body: Arc::new(read.body), client, peer, route, received_at, closes };
-        let ending = catch_unwind(AssertUnwindSafe(|| self.service.serve(&exchange))).unwrap_or_else(|_| {
+        let exchange = Exchange { head, client, peer, route, received_at, closes };
+        let serve = || self.service.serve(&exchange, read.body);
+        let ending = catch_unwind(AssertUnwindSafe(serve)).unwrap_or_else(|_| {
             let answer = self.service.panicked(&exchange);
             if exchange.client.bytes_sent() == 0 {
                 exchange.client.send_or_forget(&answer.to_bytes(false, true));

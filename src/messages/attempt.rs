@@ -101,7 +101,11 @@ impl Attempt<'_> {
     }
 
     fn send(&self, workspace: &Workspace, wait: &Rc<dyn Wait>) -> Result<Incoming, SendError> {
-        let body = Pieces::new(self.prepared.body(), Arc::clone(self.edits));
+        let Some(body) = self.prepared.kept.body() else {
+            let message = "content was relayed: no attempt may follow".into();
+            return Err(SendError { kind: SendErrorKind::NoAnswer, message });
+        };
+        let body = Pieces::new(body, Arc::clone(self.edits));
         workspace.send(&Outgoing { query: self.prepared.query, headers: self.headers, body: &body }, wait)
     }
 
@@ -230,8 +234,11 @@ impl Attempt<'_> {
         // After a heartbeat the client has a head already, with our id.
         let given_id =
             incoming.header("request-id").filter(|_| !self.downstream.has_head()).map(str::to_string);
+        let release =
+            || self.prepared.kept.release(&self.messages.counting, &self.prepared.model, env::now());
         let mut stream = Stream {
             downstream: self.downstream,
+            content_began: &release,
             head: &head,
             limits: self.messages.limits,
             clock: &env::now,

@@ -9,6 +9,7 @@
 mod attempt;
 pub mod counting;
 mod heads;
+mod kept;
 pub mod learned;
 mod notices;
 mod prepare;
@@ -29,13 +30,14 @@ use crate::balancer::limits::Kind;
 use crate::balancer::{Balancer, EndpointId, Lease};
 use crate::env;
 use crate::explain::{Attempt, Explained, Explanations};
-use crate::front::{Ending, Exchange};
+use crate::front::{Body, Ending, Exchange};
 use crate::outcome::Outcome;
 use crate::relay::{Downstream, Limits};
 use crate::retry::{self, Next};
 use crate::upstream::Workspace;
 use attempt::Attempted;
 use counting::Counting;
+use kept::Kept;
 use prepare::Prepared;
 use room::{Nobody, Seeker};
 use surface::Surface;
@@ -70,24 +72,27 @@ pub struct Messages {
 
 impl Messages {
     /// Serves one request and writes its access line.
-    pub fn serve(&self, exchange: &Exchange) -> Ending {
+    pub fn serve(&self, exchange: &Exchange, body: Body) -> Ending {
         let mut record = Record::new(exchange, env::request_id(), env::now());
         let is_chunked = !exchange.head.is_http_1_0();
         let downstream = Rc::new(Downstream::new(exchange.client.clone(), is_chunked, env::now()));
-        let ending = match prepare::prepare(self, exchange) {
+        let prepared = prepare::prepare(self, exchange, body);
+        let ending = match &prepared {
             Ok(prepared) => {
                 record.asked = prepared.facts.model.clone();
                 record.served = prepared.model.clone();
                 record.is_stream = prepared.facts.stream;
-                self.run(exchange, &prepared, &downstream, &mut record)
+                self.run(exchange, prepared, &downstream, &mut record)
             }
             Err(refusal) => {
                 let surface = Surface { exchange, downstream: &downstream };
-                surface.refusal(&refusal, &mut record)
+                surface.refusal(refusal, &mut record)
             }
         };
         let explained = record.finish(downstream.body_bytes(), downstream.first_at(), env::now());
-        self.learn(&exchange.body, &explained);
+        if let Ok(prepared) = &prepared {
+            self.learn(&prepared.kept, &explained);
+        }
         self.explanations.keep(explained);
         ending
     }
@@ -104,17 +109,15 @@ impl Messages {
     }
 
     /// Compares the tokens that a complete answer reports with our count of them.
-    fn learn(&self, body: &[u8], explained: &Explained) {
+    fn learn(&self, kept: &Kept, explained: &Explained) {
         let is_complete = |attempt: &Attempt| matches!(attempt.outcome, Some(Outcome::Completed));
         let Some(reported) = explained.usage.whole_input() else { return };
         let model = &explained.served;
         if !explained.trace.attempts().last().is_some_and(is_complete) {
             return;
         }
-        if !self.counting.takes(model, body.len(), explained.ended_at) {
-            return;
-        }
-        if let Ok(estimate) = tokens::estimate(body) {
+        kept.release(&self.counting, model, explained.ended_at);
+        if let Some(estimate) = kept.estimate() {
             self.counting.observe(model, estimate, reported);
         }
     }

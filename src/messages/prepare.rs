@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Messages;
+use super::kept::Kept;
 use crate::anthropic::body::{self, Facts};
 use crate::anthropic::compat::without_adaptive;
 use crate::anthropic::edit::{Edit, in_order};
@@ -24,8 +25,10 @@ pub(super) struct Prepared<'a> {
     pub(super) facts: Facts,
     /// The model as the workspaces call it.
     pub(super) model: String,
+    /// Of the client's body.
+    bytes: u64,
     /// As the client sent it.
-    body: Arc<Body>,
+    pub(super) kept: Kept,
     /// What is other in it for every workspace.
     pub(super) edits: Arc<[Edit]>,
     /// Those that go along, in wire order.
@@ -40,23 +43,22 @@ pub(super) struct Prepared<'a> {
 impl Prepared<'_> {
     /// What the balancer is asked for.
     pub(super) fn ask<'s>(&'s self, tried: &'s [EndpointId]) -> Ask<'s> {
-        let need = Need { bytes: self.body.len() as u64, max_tokens: self.facts.max_tokens, density: None };
+        let need = Need { bytes: self.bytes, max_tokens: self.facts.max_tokens, density: None };
         Ask { model: &self.model, tried, session: self.session, need, place: None, insists: false }
-    }
-
-    /// The client's bytes.
-    pub(super) fn body(&self) -> Arc<Body> {
-        Arc::clone(&self.body)
     }
 }
 
 /// Scans the body, decides the model, and picks the headers that go along. Nothing is changed but the model's name, and
 /// adaptive thinking for a model that does not know it.
-pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result<Prepared<'a>, Refusal> {
-    let facts = body::scan(&exchange.body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
+pub(super) fn prepare<'a>(
+    messages: &Messages,
+    exchange: &'a Exchange,
+    body: Body,
+) -> Result<Prepared<'a>, Refusal> {
+    let facts = body::scan(&body).map_err(|problem| Refusal::new(400, problem.to_string()))?;
     let model = map_model(&facts.model, &messages.map, &messages.families).into_owned();
     let is_too_new = facts.is_adaptive && messages.compat.learns && is_4_5_or_older(&model);
-    let older = if is_too_new { without_adaptive(&exchange.body) } else { None };
+    let older = if is_too_new { without_adaptive(&body) } else { None };
     let is_downgraded = older.is_some();
     let mut edits = older.unwrap_or_default();
     edits.extend(body::rename(&facts, &model));
@@ -65,8 +67,9 @@ pub(super) fn prepare<'a>(messages: &Messages, exchange: &'a Exchange) -> Result
     let connection = head.header("connection");
     let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
     let session = session(head, &facts, &model);
-    let body = Arc::clone(&exchange.body);
-    Ok(Prepared { facts, model, body, edits, headers, query: head.query(), session, is_downgraded })
+    let (bytes, query) = (body.len() as u64, head.query());
+    let kept = Kept::new(body);
+    Ok(Prepared { facts, model, bytes, kept, edits, headers, query, session, is_downgraded })
 }
 
 /// How long the usual prompt cache and the long one stay warm (Anthropic's documentation on prompt caching).

@@ -130,7 +130,7 @@ impl Turn<'_> {
         if !self.messages.compat.learns || paths.len() >= PATHS_MAX {
             return None;
         }
-        let body = self.prepared.body();
+        let body = self.prepared.kept.body()?;
         let path = Path::rejected(&rejected_path(said)?, &body)?;
         // What is left out already, by itself or with what holds it, was not in what was sent.
         let (_, found) = cuts(&body, &[paths, std::slice::from_ref(&path)].concat())?;
@@ -217,7 +217,8 @@ struct Fitted {
 impl Fitted {
     /// The paths are looked up in the client's bytes, whatever else changes in them.
     fn new(prepared: &Prepared<'_>, paths: &[Path]) -> Self {
-        let found = if paths.is_empty() { None } else { cuts(&prepared.body(), paths) };
+        let body = if paths.is_empty() { None } else { prepared.kept.body() };
+        let found = body.and_then(|body| cuts(&body, paths));
         let Some((mut edits, removed)) = found else {
             return Self { edits: Arc::clone(&prepared.edits), removed: 0, betas: Vec::new() };
         };

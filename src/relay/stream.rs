@@ -37,6 +37,8 @@ pub enum Ended {
 pub struct Stream<'a> {
     /// Where it goes.
     pub downstream: &'a Downstream,
+    /// Called once, when the first content has gone out: nothing may be tried again from there.
+    pub content_began: &'a dyn Fn(),
     /// The response head, sent with the first part if none was sent before.
     pub head: &'a [u8],
     /// How long to wait.
@@ -118,7 +120,14 @@ impl Stream<'_> {
             let mut sent = self.downstream.sent.borrow_mut();
             (sent.has_message_start, sent.has_content) = (has_start, is_content);
         }
-        if part.is_empty() { Ok(()) } else { self.send(&part, now) }
+        if part.is_empty() {
+            return Ok(());
+        }
+        self.send(&part, now)?;
+        if is_content {
+            (self.content_began)();
+        }
+        Ok(())
     }
 
     fn send(&self, part: &[u8], now: Instant) -> Result<(), Ended> {

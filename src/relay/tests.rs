@@ -88,14 +88,25 @@ impl Bench {
     fn stream(&self, steps: Vec<Step>) -> Ended {
         let time = Rc::clone(&self.time);
         let clock = move || time.get();
+        let (had_content, began) = (self.downstream.has_content(), Cell::new(0));
+        let content_began = || {
+            began.set(began.get() + 1);
+            assert!(self.downstream.first_at().is_some(), "the client has it");
+        };
         let mut stream = Stream {
             downstream: &self.downstream,
+            content_began: &content_began,
             head: b"HEAD|",
             limits: LIMITS,
             clock: &clock,
             scanner: Scanner::new(),
         };
-        stream.run(&mut self.upstream(steps), &mut [0; 4096])
+        let ended = stream.run(&mut self.upstream(steps), &mut [0; 4096]);
+        // A client that left has not heard of it.
+        if ended != Ended::ClientGone {
+            assert_eq!(began.get(), usize::from(self.downstream.has_content() && !had_content));
+        }
+        ended
     }
 
     fn body(&self, length: Option<u64>, steps: Vec<Step>) -> body::Ended {

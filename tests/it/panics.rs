@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use claude_lb::config::{LogFormat, Logging};
-use claude_lb::front::{Ending, Exchange, Front, Pool, Route, Service, Settings};
+use claude_lb::front::{Body, Ending, Exchange, Front, Pool, Route, Service, Settings};
 use claude_lb::http::answer::{Answer, Refusal};
 use claude_lb::http::head::Head;
 
@@ -34,8 +34,8 @@ impl Service for Faulty {
         Answer::json(refusal.status, "{}")
     }
 
-    fn serve(&self, exchange: &Exchange) -> Ending {
-        let secret = String::from_utf8_lossy(&exchange.body).into_owned();
+    fn serve(&self, exchange: &Exchange, body: Body) -> Ending {
+        let secret = String::from_utf8_lossy(&body).into_owned();
         match exchange.head.path() {
             "/before" => panic!("nothing was sent yet"),
             "/secret" => drop(secret.parse::<u64>().expect("the body is a number")),

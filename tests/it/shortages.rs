@@ -80,6 +80,34 @@ fn what_is_announced_and_never_sent_takes_no_room() {
     assert_eq!(proxy.ask(&count_tokens(&"y".repeat(3 * MIB))).status(), 200);
 }
 
+/// Once content has gone out nobody can be asked again, and a stream may run for minutes.
+#[test]
+fn a_stream_that_has_begun_holds_its_body_no_more() {
+    let gate = Gate::closed();
+    let beginning = [sse::message_start("msg_1"), sse::block_start(), sse::delta("one")].concat();
+    let upstream = Upstream::always(Reply::sse().part(beginning).wait(&gate).part(sse::ending()));
+    let setup = Proxy::with(&[&upstream]).set("server.workers", 64);
+    let proxy = setup.set("limits.max_buffered_bytes", 20 * MIB).start();
+    let rest = AtRest::of(&proxy);
+    let body =
+        format!(r#"{{"model":"claude-sonnet-4-5","stream":true,"x":"{}"}}"#, "y".repeat(4 * MIB - 100));
+    let message = Request::post_message(body);
+    let mut running: Vec<Client> = Vec::new();
+    for _ in 0..12 {
+        let mut client = proxy.connect();
+        client.send(&message);
+        let (head, _) = client.head_and_body_until("one");
+        assert_eq!(head.status, 200);
+        running.push(client);
+    }
+    eventually("48 MB of bodies to be gone", || (rest.grown_bytes(&proxy) < 16 * MIB as u64).then_some(()));
+    gate.open();
+    for mut client in running {
+        client.body_until("message_stop");
+    }
+    rest.expect(&proxy);
+}
+
 /// Ten times the bodies that fit under `ulimit -v`: a failed allocation would end the process.
 #[test]
 fn a_limit_on_memory_is_survived_at_ten_times_the_load() {
@@ -230,6 +258,7 @@ fn saturation_is_answered_at_once_and_says_when_to_come_back() {
     for mut stream in streams {
         assert_eq!(stream.rest().1, End::Complete);
     }
+    proxy.wait_idle();
     upstream.answer(|_| Reply::message());
     assert_eq!(proxy.ask(&Request::message()).body, fixtures::message_json());
 }
