@@ -1,5 +1,5 @@
-//! Changes to a request body, as places in it: what is sent is the client's own bytes with gaps and inserts, and nothing
-//! is copied to leave something out.
+//! Changes to a request body, as places in it: what is sent is the client's own bytes with gaps and inserts, and
+//! nothing is copied to leave something out.
 
 use std::cmp::Reverse;
 use std::ops::Range;

@@ -1,11 +1,10 @@
 //! What each model really counts, learned from the usage of complete answers.
 //!
-//! An observation needs the request's text gone over once more, some microseconds for each kilobyte. That is done when the
-//! client has the first words of its answer (see `kept`), for a few requests a minute of each model, and outside the lock; what
-//! it was compared with counts when the answer is whole. One small mutex, held
-//! for a look or an insertion; `now` is an argument. Bounded: models, observations of each, and the body that is worth
-//! it. Survives a reload, not a restart: what is to be kept on disk are the windows of the [`Factor`]s. Shown under
-//! `token_counts` in /stats.
+//! An observation needs the request's text gone over once more, some microseconds for each kilobyte. That is done when
+//! the client has the first words of its answer (see `kept`), for a few requests a minute of each model, and outside
+//! the lock; it counts when the answer is whole. One small mutex, held for a look or an insertion; `now` is an
+//! argument. Bounded: models, observations of each, and the body that is worth it. Survives a reload, not a restart:
+//! what is to be kept on disk are the windows of the [`Factor`]s. Shown under `token_counts` in /stats.
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,9 @@
 //! What a workspace refuses in a request, and how the request does without it.
 //!
 //! Databricks serves Anthropic's API, but not every field of it, and which ones changes. This room reads a refusal
-//! (`rejection`), names the refused place so that it holds for other requests, too (`path`), takes such places out of
-//! a body (`strip`), and turns adaptive thinking into what older models know (`thinking`). It works by scanning: no tree is
-//! built, nothing is copied, and every byte that is not taken out stays as it was. It never looks into tool inputs,
+//! (`rejection`), names the refused place so that it holds for other requests, too (`path`), finds such places in a
+//! body (`strip`), and turns adaptive thinking into what older models know (`thinking`). It works by scanning: no tree
+//! is built, nothing is copied, and every byte that is not taken out stays as it was. It never looks into tool inputs,
 //! schemas or text. Called by `messages/prepare` and `messages/turn`.
 
 mod path;
