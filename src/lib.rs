@@ -34,4 +34,5 @@ pub mod retry;
 pub mod routes;
 pub mod secret;
 pub mod server;
+pub mod stack;
 pub mod upstream;

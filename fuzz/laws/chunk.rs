@@ -204,6 +204,8 @@ impl Client for World {
 struct Upstream<'a> {
     world: &'a World,
     steps: VecDeque<Step>,
+    /// In one read.
+    most: usize,
 }
 
 impl Read for Upstream<'_> {
@@ -212,7 +214,7 @@ impl Read for Upstream<'_> {
         match self.steps.pop_front() {
             None => Ok(0),
             Some(Step::Bytes(mut bytes)) => {
-                let rest = bytes.split_off(bytes.len().min(buffer.len()));
+                let rest = bytes.split_off(bytes.len().min(buffer.len()).min(self.most));
                 buffer[..bytes.len()].copy_from_slice(&bytes);
                 self.world.read.borrow_mut().extend_from_slice(&bytes);
                 if !rest.is_empty() {
@@ -244,7 +246,7 @@ fn streams(attempts: &[Script], how: u8) {
     let downstream = Downstream::new(Rc::clone(&world) as Rc<dyn Client>, is_chunked, world.now.get());
     // Small reads of large amounts find nothing that small amounts do not, and take their time.
     let is_large = attempts.iter().any(|script| script.bytes().len() > 32 * 1024);
-    let mut buffer = vec![0; if is_large { 16 * 1024 } else { [1, 7, 64, 1024][usize::from(how >> 1 & 3)] }];
+    let most = if is_large { 16 * 1024 } else { [1, 7, 64, 1024][usize::from(how >> 1 & 3)] };
     // What the client has been sent of the earlier attempts, without pings.
     let mut before = Vec::new();
     let mut has_start = false;
@@ -254,12 +256,13 @@ fn streams(attempts: &[Script], how: u8) {
         let mut stream = Stream {
             downstream: &downstream,
             content_began: &|| (),
-            head: HEAD,
+            lasts: &|| (),
+            head: HEAD.to_vec(),
             limits: LIMITS,
             clock: &clock,
             scanner: Scanner::new(),
         };
-        let ended = stream.run(&mut Upstream { world: &world, steps: script.0.clone() }, &mut buffer);
+        let ended = stream.run(&mut Upstream { world: &world, steps: script.0.clone(), most });
 
         let received = received(&world, is_chunked);
         assert!(received.whole.starts_with(&before), "bytes that were sent cannot be taken back");
@@ -409,7 +412,8 @@ fn relays_body(script: &Script, length: Option<u64>, is_chunked: bool) {
         HEAD.to_vec()
     };
     let body = Body { downstream: &downstream, make_head: &make_head, length, limits: LIMITS, clock: &clock };
-    let ended = body.run(&mut Upstream { world: &world, steps: script.0.clone() }, &mut Vec::new());
+    let ended =
+        body.run(&mut Upstream { world: &world, steps: script.0.clone(), most: usize::MAX }, &mut Vec::new());
 
     let read = world.read.borrow();
     let sent: Vec<u8> = world.sends.borrow().iter().flat_map(|send| send.bytes.clone()).collect();

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 
 use super::{Job, Pool, Settings};
-use crate::env;
+use crate::{env, stack};
 
 /// Threads for everything that is answered at once, and for counting tokens.
 const SMALL_POOL: usize = 2;
@@ -188,7 +188,10 @@ impl<J: Send + 'static> Lane<J> {
             counts.threads.fetch_sub(1, Ordering::SeqCst);
             return false;
         }
-        let work = move || serve(&receiver, &counts, elastic, run);
+        let work = move || {
+            stack::begins(STACK_BYTES);
+            serve(&receiver, &counts, elastic, run)
+        };
         let spawned = std::thread::Builder::new().name(self.name.into()).stack_size(STACK_BYTES).spawn(work);
         let was_short = self.is_short.swap(spawned.is_err(), Ordering::SeqCst);
         match spawned {

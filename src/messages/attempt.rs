@@ -23,6 +23,7 @@ use crate::outcome::{Outcome, retry_after};
 use crate::relay::body::{Body, Ended as BodyEnded, Room, gather};
 use crate::relay::stream::{Ended as StreamEnded, Stream};
 use crate::relay::{Downstream, Limits};
+use crate::stack;
 use crate::upstream::{Abort, Incoming, Outgoing, Pieces, SendError, SendErrorKind, Wait, Workspace};
 
 /// The largest error body that is read.
@@ -32,9 +33,6 @@ const ERROR_BYTES_MAX: usize = 256 * 1024;
 const ERROR_BODY_IDLE: Duration = Duration::from_secs(2);
 /// The longest an error body may take altogether: one that trickles must not keep the client from the next workspace.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
-/// How much of a stream is taken at once. Events are small; this is one per stream in flight.
-const STREAM_BUFFER_BYTES: usize = 8 * 1024;
-
 /// What became of the client's answer.
 pub(super) enum Attempted {
     /// The client has seen an answer, whole or broken off, or has left.
@@ -43,7 +41,7 @@ pub(super) enum Attempted {
     Failed(Failure),
 }
 
-/// The end of one attempt.
+/// The end of one attempt. Boxed, since it is handed on through all that waits for a stream.
 pub(super) struct End {
     /// What became of the client's answer.
     pub(super) attempted: Attempted,
@@ -54,13 +52,13 @@ pub(super) struct End {
 }
 
 impl End {
-    fn answered(ending: Ending, outcome: Outcome) -> Self {
-        Self { attempted: Attempted::Answered(ending), outcome, report: Report::default() }
+    fn answered(ending: Ending, outcome: Outcome) -> Box<Self> {
+        Box::new(Self { attempted: Attempted::Answered(ending), outcome, report: Report::default() })
     }
 
-    fn failed(failure: Failure, outcome: Outcome, why: String) -> Self {
+    fn failed(failure: Failure, outcome: Outcome, why: String) -> Box<Self> {
         let report = Report { why, status: Some(failure.status()), ..Report::default() };
-        Self { attempted: Attempted::Failed(failure), outcome, report }
+        Box::new(Self { attempted: Attempted::Failed(failure), outcome, report })
     }
 }
 
@@ -83,7 +81,8 @@ pub(super) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Runs it to its end.
-    pub(super) fn run(&self, workspace: &Workspace) -> End {
+    #[inline(never)]
+    pub(super) fn run(&self, workspace: &Workspace) -> Box<End> {
         let wait: Rc<dyn Wait> = Rc::new(Patience {
             downstream: Rc::clone(self.downstream),
             limits: self.messages.limits,
@@ -94,12 +93,14 @@ impl Attempt<'_> {
             Ok(incoming) => incoming,
             Err(error) => return self.not_sent(error, workspace),
         };
+        drop(wait);
         let head_at = env::now();
         let mut end = self.answered(incoming, workspace);
         end.report.head_at = Some(head_at);
         end
     }
 
+    #[inline(never)]
     fn send(&self, workspace: &Workspace, wait: &Rc<dyn Wait>) -> Result<Incoming, SendError> {
         let Some(body) = self.prepared.kept.body() else {
             let message = "content was relayed: no attempt may follow".into();
@@ -110,7 +111,7 @@ impl Attempt<'_> {
     }
 
     /// The workspace has answered: what with, its status tells.
-    fn answered(&self, incoming: Incoming, workspace: &Workspace) -> End {
+    fn answered(&self, incoming: Incoming, workspace: &Workspace) -> Box<End> {
         let marks = Marks { request_id: self.id, endpoint: &workspace.name, attempts: self.made };
         let content_type = incoming.header("content-type").unwrap_or_default().to_ascii_lowercase();
         if incoming.status < 200 {
@@ -136,7 +137,8 @@ impl Attempt<'_> {
         self.body(incoming, marks, workspace)
     }
 
-    fn not_sent(&self, error: SendError, workspace: &Workspace) -> End {
+    #[inline(never)]
+    fn not_sent(&self, error: SendError, workspace: &Workspace) -> Box<End> {
         let named = format!("{}: {}", workspace.name, error.message);
         match error.kind {
             SendErrorKind::Aborted(Abort::ClientGone) => self.client_gone(),
@@ -166,7 +168,8 @@ impl Attempt<'_> {
     }
 
     /// An error status: its body decides what it means, and is what the client sees if this was the last attempt.
-    fn refused(&self, incoming: Incoming, workspace: &Workspace) -> End {
+    #[inline(never)]
+    fn refused(&self, incoming: Incoming, workspace: &Workspace) -> Box<End> {
         let status = incoming.status;
         let wait = incoming.header("retry-after").and_then(|value| retry_after(value, env::wall_clock()));
         if (300..400).contains(&status) {
@@ -226,7 +229,8 @@ impl Attempt<'_> {
         end
     }
 
-    fn stream(&self, incoming: Incoming, marks: Marks<'_>) -> End {
+    #[inline(never)]
+    fn stream(&self, incoming: Incoming, marks: Marks<'_>) -> Box<End> {
         let status = incoming.status;
         let mut head = heads::relayed(&incoming, marks);
         head.extend_from_slice(heads::end(Length::Streamed, self.exchange).as_bytes());
@@ -239,15 +243,24 @@ impl Attempt<'_> {
         let mut stream = Stream {
             downstream: self.downstream,
             content_began: &release,
-            head: &head,
+            lasts: &stack::release,
+            head,
             limits: self.messages.limits,
             clock: &env::now,
             scanner: Scanner::new(),
         };
-        let ended = stream.run(&mut incoming.into_body(), &mut [0; STREAM_BUFFER_BYTES]);
+        let ended = stream.run(&mut incoming.into_body());
         let usage = *stream.scanner.usage();
-        let mut limited_by = None;
-        let mut end = match ended {
+        let mut end = self.streamed(ended, marks, token.expose());
+        end.report.usage = usage;
+        end.report.status.get_or_insert(status);
+        end.report.request_id = given_id;
+        end
+    }
+
+    #[inline(never)]
+    fn streamed(&self, ended: StreamEnded, marks: Marks<'_>, token: &str) -> Box<End> {
+        match ended {
             StreamEnded::Complete => {
                 let keeps = self.downstream.is_chunked();
                 let ending = if keeps { Ending::Whole } else { Ending::Broken };
@@ -255,31 +268,27 @@ impl Attempt<'_> {
             }
             StreamEnded::ErrorEvent { kind, data } => {
                 let status = status_of_error_type(&kind);
-                limited_by = Kind::named_by(&Outcome::ErrorEvent { status }, &data);
+                let outcome = Outcome::ErrorEvent { status };
+                let limited_by = Kind::named_by(&outcome, &data);
                 let why = format!("{} began with an error event: {kind}", marks.endpoint);
-                let data = match present(status, Some("application/json"), &data, token.expose(), self.id) {
+                let data = match present(status, Some("application/json"), &data, token, self.id) {
                     Presented::Masked(masked) => masked,
                     _ => data,
                 };
-                End::failed(
-                    Failure::Event { status, data, endpoint: marks.endpoint.to_string() },
-                    Outcome::ErrorEvent { status },
-                    why,
-                )
+                let failure = Failure::Event { status, data, endpoint: marks.endpoint.to_string() };
+                let mut end = End::failed(failure, outcome, why);
+                end.report.limited_by = limited_by;
+                end
             }
             StreamEnded::BrokeBeforeContent(why) => self.broke_before(marks.endpoint, &why),
             StreamEnded::SilentBeforeContent => self.silent_before(marks.endpoint),
             StreamEnded::BrokeAfterContent(why) => broke_after(marks.endpoint, &why),
             StreamEnded::ClientGone => self.client_gone(),
-        };
-        end.report.usage = usage;
-        end.report.limited_by = limited_by;
-        end.report.status.get_or_insert(status);
-        end.report.request_id = given_id;
-        end
+        }
     }
 
-    fn body(&self, incoming: Incoming, marks: Marks<'_>, workspace: &Workspace) -> End {
+    #[inline(never)]
+    fn body(&self, incoming: Incoming, marks: Marks<'_>, workspace: &Workspace) -> Box<End> {
         let status = incoming.status;
         let announced = incoming.length();
         let given_id = incoming.header("request-id").map(str::to_string);
@@ -315,7 +324,7 @@ impl Attempt<'_> {
         end
     }
 
-    fn web_page(&self, workspace: &Workspace) -> End {
+    fn web_page(&self, workspace: &Workspace) -> Box<End> {
         let why = format!(
             "{} answered with a web page instead of the API: a login page or a captive portal; check api_base and \
              the network",
@@ -324,18 +333,18 @@ impl Attempt<'_> {
         End::failed(Failure::local(502, &why), Outcome::WebPage, why)
     }
 
-    fn broke_before(&self, endpoint: &str, why: &str) -> End {
+    fn broke_before(&self, endpoint: &str, why: &str) -> Box<End> {
         let why = format!("the answer of {endpoint} broke off: {why}");
         End::failed(Failure::local(502, &why), Outcome::BrokeBeforeContent, why)
     }
 
-    fn silent_before(&self, endpoint: &str) -> End {
+    fn silent_before(&self, endpoint: &str) -> Box<End> {
         let seconds = self.messages.limits.idle.as_secs_f64();
         let why = format!("{endpoint} fell silent for {seconds} s");
         End::failed(Failure::local(504, &why), Outcome::FirstByteTimeout, why)
     }
 
-    fn client_gone(&self) -> End {
+    fn client_gone(&self) -> Box<End> {
         End::answered(Ending::Broken, Outcome::ClientGone)
     }
 }
@@ -351,7 +360,7 @@ fn said(status: u16, body: &[u8]) -> String {
     }
 }
 
-fn broke_after(endpoint: &str, why: &str) -> End {
+fn broke_after(endpoint: &str, why: &str) -> Box<End> {
     let why = format!("the answer of {endpoint} broke off after content: {why}");
     let mut end = End::answered(Ending::Broken, Outcome::BrokeAfterContent);
     end.report.why = why;

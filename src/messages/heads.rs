@@ -26,7 +26,7 @@ pub(super) struct Marks<'a> {
 /// The workspace's head: its status and headers, and ours. Its end, with the length, comes from [`end`].
 pub(super) fn relayed(incoming: &Incoming, marks: Marks<'_>) -> Vec<u8> {
     let connection = incoming.header("connection");
-    let mut line = String::with_capacity(1024);
+    let mut line = String::with_capacity(512);
     start(&mut line, incoming.status);
     let mut head = line.into_bytes();
     for (name, value) in incoming.headers().filter(|(name, _)| forward::goes_to_client(name, connection)) {

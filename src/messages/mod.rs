@@ -5,6 +5,9 @@
 //! `prepare` the bytes, take a lease, give its endpoint a `turn` (an `attempt`, or more when it refuses a field), settle
 //! the lease with the outcome, ask [`retry`] what follows, and at the end write the access line and learn
 //! from the tokens that a whole answer reports.
+//!
+//! Here and below, what a stream does not need while it runs has frames of its own (`#[inline(never)]`): a worker's
+//! stack is held for minutes, and a page of it is a tenth of what a stream takes.
 
 mod attempt;
 pub mod counting;
@@ -35,7 +38,7 @@ use crate::outcome::Outcome;
 use crate::relay::{Downstream, Limits};
 use crate::retry::{self, Next};
 use crate::upstream::Workspace;
-use attempt::Attempted;
+use attempt::{Attempted, End};
 use counting::Counting;
 use kept::Kept;
 use prepare::Prepared;
@@ -89,12 +92,18 @@ impl Messages {
                 surface.refusal(refusal, &mut record)
             }
         };
+        self.conclude(record, prepared.as_ref().ok(), &downstream);
+        ending
+    }
+
+    /// Logs and learns. Apart, as all that a stream need not carry on its stack for minutes.
+    #[inline(never)]
+    fn conclude(&self, record: Record<'_>, prepared: Option<&Prepared<'_>>, downstream: &Downstream) {
         let explained = record.finish(downstream.body_bytes(), downstream.first_at(), env::now());
-        if let Ok(prepared) = &prepared {
+        if let Some(prepared) = prepared {
             self.learn(&prepared.kept, &explained);
         }
         self.explanations.keep(explained);
-        ending
     }
 
     /// How many input tokens a request body has for its model; the error is a sentence for a 400.
@@ -147,17 +156,15 @@ impl Messages {
         loop {
             tried.push(lease.id());
             let turn = Turn { messages: self, exchange, prepared, downstream, lease: &lease };
-            let Turned { attempted, outcome, why, usage, limited_by, is_final } = turn.run(record);
-            lease.reported(usage);
-            lease.limited_by(limited_by);
-            self.settle(lease, &outcome, &why);
-            let failure = match attempted {
-                Attempted::Answered(ending) => return ending,
-                Attempted::Failed(failure) => failure,
-            };
+            let Turned { end, is_final } = turn.run(record);
+            self.settle(lease, &end);
             let next = match is_final {
                 true => Next::Surface,
-                false => retry::next(&outcome, tried.len() as u32, self.max_attempts),
+                false => retry::next(&end.outcome, tried.len() as u32, self.max_attempts),
+            };
+            let failure = match end.attempted {
+                Attempted::Answered(ending) => return ending,
+                Attempted::Failed(failure) => failure,
             };
             lease = match self.next_lease(next, &tried, &seeker, record) {
                 Some(lease) => lease,
@@ -171,13 +178,17 @@ impl Messages {
     }
 
     /// Gives the slot back and logs what changed.
-    fn settle(&self, lease: Lease<Workspace>, outcome: &Outcome, why: &str) {
-        for notice in lease.finish(outcome, env::now()) {
-            notices::log(&notice, why);
+    #[inline(never)]
+    fn settle(&self, mut lease: Lease<Workspace>, end: &End) {
+        lease.reported(end.report.usage);
+        lease.limited_by(end.report.limited_by);
+        for notice in lease.finish(&end.outcome, env::now()) {
+            notices::log(&notice, &end.report.why);
         }
     }
 
     /// The endpoint for another attempt, or `None` when the client must see the failure or has left.
+    #[inline(never)]
     fn next_lease(
         &self,
         next: Next,

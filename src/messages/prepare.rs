@@ -50,6 +50,7 @@ impl Prepared<'_> {
 
 /// Scans the body, decides the model, and picks the headers that go along. Nothing is changed but the model's name, and
 /// adaptive thinking for a model that does not know it.
+#[inline(never)]
 pub(super) fn prepare<'a>(
     messages: &Messages,
     exchange: &'a Exchange,

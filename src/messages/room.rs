@@ -49,6 +49,7 @@ pub(super) struct Seeker<'a> {
 
 impl Seeker<'_> {
     /// One that has not been tried. What was decided is noted: at once, and when a wait has ended.
+    #[inline(never)]
     pub(super) fn find(
         &self,
         tried: &[EndpointId],

@@ -74,12 +74,14 @@ pub(super) struct Surface<'a> {
 
 impl Surface<'_> {
     /// The request itself is at fault.
+    #[inline(never)]
     pub(super) fn refusal(&self, refusal: &Refusal, record: &mut Record<'_>) -> Ending {
         let kind = error_type(refusal.status);
         self.answer(refusal.status, kind, &refusal.message, None, record)
     }
 
     /// No endpoint could be asked at all.
+    #[inline(never)]
     pub(super) fn unavailable(
         &self,
         nobody: Unavailable,
@@ -115,6 +117,7 @@ impl Surface<'_> {
     }
 
     /// The last attempt failed. `soonest` is when the first endpoint may be back.
+    #[inline(never)]
     pub(super) fn failure(
         &self,
         failure: Failure,

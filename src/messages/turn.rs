@@ -17,9 +17,7 @@ use super::{Messages, Report};
 use crate::access::{Record, Reported};
 use crate::anthropic::compat::{PATHS_MAX, Path, cuts, rejected_path, without_betas};
 use crate::anthropic::edit::{Edit, in_order};
-use crate::anthropic::sse::Usage;
 use crate::balancer::Lease;
-use crate::balancer::limits::Kind;
 use crate::env;
 use crate::front::Exchange;
 use crate::outcome::{Meaning, Outcome};
@@ -50,25 +48,18 @@ pub(super) struct Turn<'a> {
 
 /// The end of a turn.
 pub(super) struct Turned {
-    /// What became of the client's answer.
-    pub(super) attempted: Attempted,
-    /// How the last attempt ended: who is to blame.
-    pub(super) outcome: Outcome,
-    /// For the log: what failed.
-    pub(super) why: String,
-    /// Tokens, as far as the workspace told.
-    pub(super) usage: Usage,
-    /// The limit that was exceeded, as the workspace names it.
-    pub(super) limited_by: Option<Kind>,
+    /// Of its last attempt; a failure in it is what the client may see.
+    pub(super) end: Box<End>,
     /// The client must see the failure, whatever the outcome of the last attempt would allow.
     pub(super) is_final: bool,
 }
 
 impl Turn<'_> {
     /// Runs it to its end.
+    #[inline(never)]
     pub(super) fn run(&self, record: &mut Record<'_>) -> Turned {
         let (mut paths, reasons) = self.paths();
-        let mut first: Option<(Failure, Report)> = None;
+        let mut first: Option<Box<End>> = None;
         loop {
             let fitted = Fitted::new(self.prepared, &paths);
             record.begin_attempt(env::now());
@@ -90,22 +81,21 @@ impl Turn<'_> {
                 id: &record.id.clone(),
                 made: record.attempts(),
             };
-            let End { attempted, outcome, report } = attempt.run(self.lease.payload());
-            let Report { status, usage, head_at, why, .. } = &report;
+            let end = attempt.run(self.lease.payload());
+            let Report { status, usage, head_at, why, .. } = &end.report;
             let reported = Reported { status: *status, usage: *usage, head_at: *head_at, why };
-            record.end_attempt(&outcome, reported, env::now());
-            let lesson = self.lesson(&attempted, &outcome, &paths);
-            if let Some(path) = newest.filter(|path| is_content(path, &attempted, &outcome, lesson.is_some()))
-            {
+            record.end_attempt(&end.outcome, reported, env::now());
+            let lesson = self.lesson(&end, &paths);
+            if let Some(path) = newest.filter(|path| is_content(path, &end, lesson.is_some())) {
                 self.remember(path);
             }
-            match (lesson, attempted) {
-                (Some(path), Attempted::Failed(failure)) if paths.len() - reasons.len() < LESSONS_MAX => {
+            match lesson {
+                Some(path) if paths.len() - reasons.len() < LESSONS_MAX => {
                     paths.push(path);
                     self.messages.compat.memory.count_extra_attempt();
-                    first.get_or_insert((failure, report));
+                    first.get_or_insert(end);
                 }
-                (_, attempted) => return end(attempted, outcome, report, first, record),
+                _ => return turned(end, first, record),
             }
         }
     }
@@ -124,9 +114,9 @@ impl Turn<'_> {
     }
 
     /// The field that this refusal is about, if the request can go out without it.
-    fn lesson(&self, attempted: &Attempted, outcome: &Outcome, paths: &[Path]) -> Option<Path> {
-        let Outcome::Refused { status: 400, meaning: Meaning::Other, .. } = outcome else { return None };
-        let Attempted::Failed(Failure::Upstream { body: said, .. }) = attempted else { return None };
+    #[inline(never)]
+    fn lesson(&self, end: &End, paths: &[Path]) -> Option<Path> {
+        let said = refusal(end)?;
         if !self.messages.compat.learns || paths.len() >= PATHS_MAX {
             return None;
         }
@@ -144,6 +134,7 @@ impl Turn<'_> {
     }
 
     /// What was changed beforehand.
+    #[inline(never)]
     fn count_changes(&self, paths: &[Path], reasons: &[Reason], removed: u64) {
         if self.prepared.is_downgraded {
             self.count("thinking.type", Reason::Model);
@@ -174,35 +165,31 @@ impl Turn<'_> {
     }
 }
 
-/// True when the endpoint refuses the request still, but for another reason: as far as this field goes it is content.
-fn is_content(path: &Path, attempted: &Attempted, outcome: &Outcome, has_next_lesson: bool) -> bool {
-    let is_refusal = matches!(outcome, Outcome::Refused { status: 400, meaning: Meaning::Other, .. });
-    match attempted {
-        Attempted::Failed(Failure::Upstream { body, .. }) if is_refusal => {
-            has_next_lesson || memchr::memmem::find(body, path.key().as_bytes()).is_none()
-        }
-        _ => false,
+/// The body of a refusal that names what is wrong with the request.
+fn refusal(end: &End) -> Option<&[u8]> {
+    let Outcome::Refused { status: 400, meaning: Meaning::Other, .. } = end.outcome else { return None };
+    match &end.attempted {
+        Attempted::Failed(Failure::Upstream { body, .. }) => Some(body),
+        _ => None,
     }
 }
 
-fn end(
-    attempted: Attempted,
-    outcome: Outcome,
-    report: Report,
-    first: Option<(Failure, Report)>,
-    record: &mut Record<'_>,
-) -> Turned {
-    let Report { why, usage, limited_by, request_id, .. } = report;
-    match (attempted, first) {
-        (Attempted::Failed(_), Some((failure, shown))) => {
-            record.shown_id = shown.request_id.unwrap_or_default();
-            Turned { attempted: Attempted::Failed(failure), outcome, why, usage, limited_by, is_final: true }
-        }
-        (attempted, _) => {
-            record.shown_id = request_id.unwrap_or_default();
-            Turned { attempted, outcome, why, usage, limited_by, is_final: false }
-        }
+/// True when the endpoint refuses the request still, but for another reason: as far as this field goes it is content.
+fn is_content(path: &Path, end: &End, has_next_lesson: bool) -> bool {
+    refusal(end)
+        .is_some_and(|body| has_next_lesson || memchr::memmem::find(body, path.key().as_bytes()).is_none())
+}
+
+/// After more attempts than one that all failed the client sees the first failure.
+#[inline(never)]
+fn turned(mut end: Box<End>, first: Option<Box<End>>, record: &mut Record<'_>) -> Turned {
+    let is_final = first.is_some() && matches!(end.attempted, Attempted::Failed(_));
+    let mut shown = end.report.request_id.take();
+    if let Some(first) = first.filter(|_| is_final) {
+        (end.attempted, shown) = (first.attempted, first.report.request_id);
     }
+    record.shown_id = shown.unwrap_or_default();
+    Turned { end, is_final }
 }
 
 /// What is other in a request for one endpoint. Without anything to leave out it is what it is for all.
@@ -216,6 +203,7 @@ struct Fitted {
 
 impl Fitted {
     /// The paths are looked up in the client's bytes, whatever else changes in them.
+    #[inline(never)]
     fn new(prepared: &Prepared<'_>, paths: &[Path]) -> Self {
         let body = if paths.is_empty() { None } else { prepared.kept.body() };
         let found = body.and_then(|body| cuts(&body, paths));

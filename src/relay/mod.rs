@@ -116,7 +116,8 @@ impl Downstream {
         let mut sent = self.sent.borrow_mut();
         let mut scratch = std::mem::take(&mut sent.scratch);
         scratch.clear();
-        if !sent.has_head {
+        let has_head = sent.has_head;
+        if !has_head {
             scratch.extend_from_slice(head);
         }
         if self.is_chunked {
@@ -126,8 +127,8 @@ impl Downstream {
         }
         self.client.send(&scratch).map_err(|_| Gone)?;
         sent.note(part.len(), now);
-        // A single large part must not be paid for until the stream ends.
-        if scratch.capacity() <= 64 * 1024 {
+        // The head, or a single large part, must not be paid for until the stream ends.
+        if has_head && scratch.capacity() <= 64 * 1024 {
             sent.scratch = scratch;
         }
         Ok(())

@@ -6,7 +6,7 @@
 
 use std::io::Read;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Downstream, Gone, Limits, Quiet, is_tick};
 use crate::anthropic::sse::{End, Kind, Scanner, error_of, split_event};
@@ -39,8 +39,10 @@ pub struct Stream<'a> {
     pub downstream: &'a Downstream,
     /// Called once, when the first content has gone out: nothing may be tried again from there.
     pub content_began: &'a dyn Fn(),
-    /// The response head, sent with the first part if none was sent before.
-    pub head: &'a [u8],
+    /// Called once, when the stream has run for some time: it may well run for minutes.
+    pub lasts: &'a dyn Fn(),
+    /// The response head, sent with the first part if none was sent before. Forgotten when content has gone out.
+    pub head: Vec<u8>,
     /// How long to wait.
     pub limits: Limits,
     /// The clock.
@@ -51,37 +53,57 @@ pub struct Stream<'a> {
 
 /// The largest event before content that is held back for its end; no real one comes near.
 const HELD_BYTES_MAX: usize = 256 * 1024;
+/// How much of a stream is taken at once, in bytes. One that has more to give gets more room.
+const BUFFER_BYTES: usize = 1024;
+const BUFFER_BYTES_MAX: usize = 8 * 1024;
+/// From here on a stream is taken for a long one.
+const LONG: Duration = Duration::from_millis(500);
 
 impl Stream<'_> {
-    /// Relays until the end, whatever it is. `buffer` is the caller's, so that streams can share a size.
-    pub fn run(&mut self, upstream: &mut dyn Read, buffer: &mut [u8]) -> Ended {
+    /// Relays until the end, whatever it is.
+    pub fn run(&mut self, upstream: &mut dyn Read) -> Ended {
+        let mut buffer = vec![0; BUFFER_BYTES];
         let mut held: Vec<u8> = Vec::new();
         let mut last_upstream = (self.clock)();
+        let mut now = last_upstream;
+        let mut long_at = Some(now + LONG);
         loop {
-            let ended = match upstream.read(buffer) {
+            let ended = match upstream.read(&mut buffer) {
                 Ok(0) => Some(self.at_end_of_body()),
                 Ok(count) => {
-                    last_upstream = (self.clock)();
+                    now = (self.clock)();
+                    last_upstream = now;
                     let part = &buffer[..count];
                     self.scanner.feed(part);
-                    if self.downstream.has_content() {
-                        self.send(part, last_upstream).err()
+                    let sent = if self.downstream.has_content() {
+                        self.send(part, now)
                     } else {
                         held.extend_from_slice(part);
-                        self.relay_whole_events(&mut held, last_upstream).err()
+                        self.relay_whole_events(&mut held, now)
+                    };
+                    if count == buffer.len() && count < BUFFER_BYTES_MAX {
+                        buffer.resize(2 * count, 0);
                     }
+                    sent.err()
                 }
-                Err(error) if is_tick(&error) => self.on_tick(last_upstream),
+                Err(error) if is_tick(&error) => {
+                    now = (self.clock)();
+                    self.on_tick(last_upstream, now)
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => None,
                 Err(error) => Some(self.broke(error.to_string())),
             };
             if let Some(ended) = ended {
                 return ended;
             }
+            if long_at.take_if(|at| *at <= now).is_some() {
+                (self.lasts)();
+            }
         }
     }
 
     /// Sends what may go out of the bytes held, and keeps the rest.
+    #[inline(never)]
     fn relay_whole_events(&mut self, held: &mut Vec<u8>, now: Instant) -> Result<(), Ended> {
         let mut out: Vec<Range<usize>> = Vec::new();
         let (mut at, mut has_start, mut is_content) = (0, self.downstream.has_message_start(), false);
@@ -125,17 +147,18 @@ impl Stream<'_> {
         }
         self.send(&part, now)?;
         if is_content {
+            (*held, self.head) = (Vec::new(), Vec::new());
             (self.content_began)();
         }
         Ok(())
     }
 
     fn send(&self, part: &[u8], now: Instant) -> Result<(), Ended> {
-        self.downstream.send_part(self.head, part, now).map_err(|Gone| Ended::ClientGone)
+        self.downstream.send_part(&self.head, part, now).map_err(|Gone| Ended::ClientGone)
     }
 
-    fn on_tick(&mut self, last_upstream: Instant) -> Option<Ended> {
-        let now = (self.clock)();
+    #[inline(never)]
+    fn on_tick(&mut self, last_upstream: Instant, now: Instant) -> Option<Ended> {
         if let Some(quiet) = self.downstream.quiet(last_upstream, self.limits, now) {
             return Some(match quiet {
                 Quiet::ClientGone => Ended::ClientGone,
@@ -152,7 +175,7 @@ impl Stream<'_> {
         }
         let at_boundary = !self.downstream.has_content() || self.scanner.at_event_boundary();
         if at_boundary && self.downstream.is_heartbeat_due(self.limits, now) {
-            return self.downstream.ping(self.head, now).err().map(|Gone| Ended::ClientGone);
+            return self.downstream.ping(&self.head, now).err().map(|Gone| Ended::ClientGone);
         }
         None
     }
@@ -165,6 +188,7 @@ impl Stream<'_> {
         }
     }
 
+    #[inline(never)]
     fn broke(&mut self, why: String) -> Ended {
         if self.is_over() {
             self.complete()

@@ -96,12 +96,13 @@ impl Bench {
         let mut stream = Stream {
             downstream: &self.downstream,
             content_began: &content_began,
-            head: b"HEAD|",
+            lasts: &|| (),
+            head: b"HEAD|".to_vec(),
             limits: LIMITS,
             clock: &clock,
             scanner: Scanner::new(),
         };
-        let ended = stream.run(&mut self.upstream(steps), &mut [0; 4096]);
+        let ended = stream.run(&mut self.upstream(steps));
         // A client that left has not heard of it.
         if ended != Ended::ClientGone {
             assert_eq!(began.get(), usize::from(self.downstream.has_content() && !had_content));

@@ -61,6 +61,20 @@ impl<In: Transport> Connector<In> for TlsConnector {
             wait::note(|trace| (trace.connected, trace.received) = (true, false));
             return Ok(Some(Either::A(below)));
         }
+        let transport = self.shake_hands(details, below)?;
+        wait::note(|trace| (trace.connected, trace.received) = (true, false));
+        Ok(Some(Either::B(transport)))
+    }
+}
+
+impl TlsConnector {
+    /// Apart, so that connections without TLS do not carry its frame.
+    #[inline(never)]
+    fn shake_hands(
+        &self,
+        details: &ConnectionDetails<'_>,
+        below: impl Transport,
+    ) -> Result<TlsTransport, Error> {
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_string()).map_err(|_| Error::Tls("not a valid host name"))?;
         let session = ClientConnection::new(Arc::clone(&self.0.0), name).map_err(into_io)?;
@@ -69,8 +83,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock)?;
         }
-        wait::note(|trace| (trace.connected, trace.received) = (true, false));
-        Ok(Some(Either::B(TlsTransport { stream, buffers: SmallBuffers::new(true) })))
+        Ok(TlsTransport { stream, buffers: SmallBuffers::new(true) })
     }
 }
 

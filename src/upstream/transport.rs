@@ -18,8 +18,10 @@ use super::pieces::{HEAD_END, Payload};
 use super::wait;
 use crate::env;
 
-/// How much of an answer is taken from the socket at once, in bytes.
-const INPUT_BYTES: usize = 8 * 1024;
+/// How much of an answer is taken from the socket at once, in bytes: an event, or a short answer with its head.
+const INPUT_BYTES: usize = 1536;
+/// How much of an answer that fills the input again and again.
+const INPUT_BYTES_FULL: usize = 8 * 1024;
 /// How large the input may grow, for a response head that does not fit.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
 /// How much is gathered for one send, in bytes, where it is not a request of ours: what TLS has encrypted.
@@ -212,6 +214,8 @@ pub(super) struct SmallBuffers {
     input: Vec<u8>,
     start: usize,
     end: usize,
+    /// The last read took all the room there was: more is coming than a stream has.
+    is_short: bool,
     /// Bytes at the front of `output` that were handed over but not sent.
     gathered: usize,
     output: Vec<u8>,
@@ -224,7 +228,8 @@ impl SmallBuffers {
     /// For a transport that encrypts, or one that does not.
     pub(super) fn new(is_tls: bool) -> Self {
         let (input, output) = (Vec::new(), Vec::new());
-        Self { is_tls, input, start: 0, end: 0, gathered: 0, output, payload: None, progress: false }
+        let (start, end, gathered, payload) = (0, 0, 0, None);
+        Self { is_tls, input, start, end, is_short: false, gathered, output, payload, progress: false }
     }
 
     /// Takes what ureq has written. True when there is no room for more, and it must be sent.
@@ -296,7 +301,9 @@ impl Buffers for SmallBuffers {
             self.input.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.end == self.input.len() && self.input.len() < INPUT_BYTES_MAX {
+        let is_full = self.end == self.input.len() && self.input.len() < INPUT_BYTES_MAX;
+        if is_full || self.is_short && self.input.len() < INPUT_BYTES_FULL {
+            self.is_short = false;
             let larger = (self.input.len() * 2).clamp(INPUT_BYTES, INPUT_BYTES_MAX);
             self.input.resize(larger, 0);
         }
@@ -305,6 +312,7 @@ impl Buffers for SmallBuffers {
 
     fn input_appended(&mut self, amount: usize) {
         self.end += amount;
+        self.is_short = self.end == self.input.len();
     }
 
     fn input_consume(&mut self, amount: usize) {

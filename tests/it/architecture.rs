@@ -25,7 +25,7 @@ const LAYERS: [(&str, &[&str]); 9] = [
         ],
     ),
     ("what the operator wrote", &["config", "cli"]),
-    ("the machine", &["env", "logging", "panics"]),
+    ("the machine", &["env", "logging", "panics", "stack"]),
     ("shared truth", &["balancer"]),
     // Sees only readers and a sink, so it lies below the edges that implement them.
     ("copying", &["relay"]),
