@@ -89,28 +89,28 @@ impl<R: Read> Chunked<R> {
 
 impl<R: Read> Read for Chunked<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let mut may_fill = true;
-        loop {
+        let (mut filled, mut may_fill) = (0, true);
+        // Chunk after chunk as far as they are held: a read for each would let a body of one-byte chunks cost its
+        // caller thousands of times its size.
+        while filled < out.len() {
             let has_more = match self.at {
-                At::End => return Ok(0),
+                At::End => break,
                 At::Data(left) => {
+                    let room = &mut out[filled..];
                     let held = &self.buffer[self.start..self.end];
-                    let count = held.len().min(out.len()).min(usize::try_from(left).unwrap_or(usize::MAX));
-                    if count > 0 {
-                        out[..count].copy_from_slice(&held[..count]);
-                        self.start += count;
-                        self.at =
-                            if left == count as u64 { At::DataEnd } else { At::Data(left - count as u64) };
-                        return Ok(count);
-                    }
-                    out.is_empty()
+                    let count = held.len().min(room.len()).min(usize::try_from(left).unwrap_or(usize::MAX));
+                    room[..count].copy_from_slice(&held[..count]);
+                    self.start += count;
+                    filled += count;
+                    self.at = if left == count as u64 { At::DataEnd } else { At::Data(left - count as u64) };
+                    count > 0
                 }
                 At::Size | At::DataEnd | At::Trailer(_) => self.advance()?,
             };
-            if out.is_empty() {
-                return Ok(0);
-            }
             if !has_more {
+                if filled > 0 {
+                    break;
+                }
                 if !may_fill {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
@@ -118,6 +118,7 @@ impl<R: Read> Read for Chunked<R> {
                 may_fill = false;
             }
         }
+        Ok(filled)
     }
 }
 
@@ -201,6 +202,23 @@ mod tests {
             let more = format!("{bytes}GET / HTTP/1.1\r\n\r\n");
             assert_eq!(decode(more.as_bytes(), 100_000).unwrap(), (body.as_bytes().to_vec(), true));
         }
+    }
+
+    /// Each read gave one chunk at most, and its caller made room for 16 KiB each time: 100,000 chunks of one byte, which
+    /// anybody may send without a key, cost it a gigabyte and a half of zeros.
+    #[test]
+    fn small_chunks_are_not_read_one_by_one() {
+        let bytes = "1\r\nx\r\n".repeat(50_000) + "0\r\n\r\n";
+        let mut chunked = Chunked::new(bytes.as_bytes());
+        let (mut piece, mut reads, mut length) = ([0; 16 * 1024], 0, 0);
+        loop {
+            match chunked.read(&mut piece).unwrap() {
+                0 => break,
+                count => (reads, length) = (reads + 1, length + count),
+            }
+        }
+        assert_eq!(length, 50_000);
+        assert!(reads <= bytes.len() / LINE_BYTES_MAX, "{reads} reads");
     }
 
     #[test]
