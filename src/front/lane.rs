@@ -146,9 +146,11 @@ impl<J: Send + 'static> Lane<J> {
         self.counts.jobs.load(Ordering::SeqCst)
     }
 
-    /// Fewer than half of the threads that there may be have something to do.
+    /// At most half of the threads that there may be have something to do, and no job waits because they could not all
+    /// be had.
     pub(super) fn is_mostly_idle(&self) -> bool {
-        self.jobs() * 2 <= self.threads_max
+        let jobs = self.jobs();
+        jobs * 2 <= self.threads_max && jobs <= self.counts.threads.load(Ordering::SeqCst)
     }
 
     /// Hands a job over, or back when as many wait as may.

@@ -2,6 +2,7 @@
 //! log, names. What cannot be served is told at once, and what can be served is.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::client::{Client, End, Request};
@@ -131,23 +132,51 @@ fn a_limit_on_memory_is_survived_at_ten_times_the_load() {
     }
 }
 
-/// The limit on a user's tasks does not bind root, so the program runs as somebody else. Needs to be root for that.
-#[test]
-fn threads_that_cannot_be_had_are_told_and_survived() {
+/// The program with no more threads than main, accept, watcher, and two more. The limit on a user's tasks does not bind
+/// root, so the program runs as somebody else. Needs to be root for that.
+fn with_five_threads(upstream: &Upstream, users_from: u32) -> Option<Setup> {
     let has = |tool| Path::new("/usr/bin").join(tool).exists();
     let can_become_another = rustix::process::geteuid().is_root() && has("setpriv") && has("prlimit");
     if !can_become_another {
         eprintln!("skipped: only root can start the program as another user");
-        return;
+        return None;
     }
-    // A user that nobody is; each run of the test another one, for the limit counts all of a user's tasks.
-    let user = 500_000 + std::process::id() % 100_000;
-    let upstream = Upstream::always(Reply::message());
-    // Main, accept, watcher, and two more.
+    // A user that nobody is; each run of each test another one, for the limit counts all of a user's tasks.
+    let user = users_from + std::process::id() % 100_000;
     let become_another =
         format!("exec setpriv --reuid={user} --regid={user} --clear-groups prlimit --nproc=5 \"$0\" \"$@\"");
-    let setup = Proxy::with(&[&upstream]).set("server.queue_timeout", 0.5).through_shell(&become_another);
-    let mut proxy = setup.start();
+    Some(Proxy::with(&[upstream]).through_shell(&become_another))
+}
+
+/// Its worker stayed with a client that asked again at once, for most workers seemed to have nothing to do: there was no
+/// other one. Whoever else asked waited for `queue_timeout` and got 529.
+#[test]
+fn the_only_worker_stays_with_nobody_while_others_wait() {
+    let upstream = Upstream::always(Reply::message());
+    let Some(setup) = with_five_threads(&upstream, 700_000) else { return };
+    let proxy = setup.start();
+    assert_eq!(proxy.ask(&Request::get("/health")).status(), 200, "the other thread has its work");
+    let is_over = AtomicBool::new(false);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = proxy.connect();
+            while !is_over.load(Ordering::SeqCst) {
+                client.ask(&Request::message());
+            }
+        });
+        upstream.wait_requests(10);
+        let statuses = (0..3).map(|_| proxy.ask(&Request::message()).status()).collect();
+        is_over.store(true, Ordering::SeqCst);
+        statuses
+    });
+    assert_eq!(statuses, [200; 3]);
+}
+
+#[test]
+fn threads_that_cannot_be_had_are_told_and_survived() {
+    let upstream = Upstream::always(Reply::message());
+    let Some(setup) = with_five_threads(&upstream, 500_000) else { return };
+    let mut proxy = setup.set("server.queue_timeout", 0.5).start();
     let statuses = together(20, |_| proxy.ask(&Request::message()).status());
     assert!(statuses.iter().all(|status| matches!(status, 200 | 529)), "{statuses:?}");
     assert!(statuses.contains(&200), "the one worker serves: {statuses:?}");
