@@ -52,6 +52,7 @@ pub struct Head {
     minor: u8,
     expects_continue: bool,
     keep_alive: bool,
+    connection: Option<String>,
 }
 
 impl Head {
@@ -99,6 +100,11 @@ impl Head {
     /// The client wants to use the connection again.
     pub fn keep_alive(&self) -> bool {
         self.keep_alive
+    }
+
+    /// What all Connection lines say, as one list in lower case (RFC 9110 section 5.3 takes them so).
+    pub fn connection(&self) -> Option<&str> {
+        self.connection.as_deref()
     }
 
     /// The first value of a header; the name's case does not matter. A byte that is not ASCII is a control character
@@ -217,6 +223,7 @@ fn complete(bytes: &[u8], parsed: &httparse::Request<'_, '_>) -> Verdict {
         minor,
         expects_continue: told.expects_continue,
         keep_alive: told.keep_alive(minor),
+        connection: told.connection,
     }))
 }
 

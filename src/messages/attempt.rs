@@ -3,6 +3,7 @@
 //! It ends in exactly one [`Outcome`], and either the client has its answer by then, or nothing is lost and the
 //! [`Failure`] says what the client would see if this was the last attempt.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -177,7 +178,7 @@ impl Attempt<'_> {
             let outcome = Outcome::Refused { status, retry_after: wait, meaning: meaning(status, b"") };
             return End::failed(Failure::local(502, &why), outcome, why);
         }
-        let connection = incoming.header("connection").map(str::to_string);
+        let connection = incoming.connection().map(Cow::into_owned);
         let mut headers: Vec<(String, Vec<u8>)> = incoming
             .headers()
             .filter(|(name, _)| {

@@ -25,11 +25,12 @@ pub(super) struct Marks<'a> {
 
 /// The workspace's head: its status and headers, and ours. Its end, with the length, comes from [`end`].
 pub(super) fn relayed(incoming: &Incoming, marks: Marks<'_>) -> Vec<u8> {
-    let connection = incoming.header("connection");
+    let connection = incoming.connection();
     let mut line = String::with_capacity(512);
     start(&mut line, incoming.status);
     let mut head = line.into_bytes();
-    for (name, value) in incoming.headers().filter(|(name, _)| forward::goes_to_client(name, connection)) {
+    let passes = |name: &str| forward::goes_to_client(name, connection.as_deref());
+    for (name, value) in incoming.headers().filter(|(name, _)| passes(name)) {
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
             head.extend_from_slice(part);
         }

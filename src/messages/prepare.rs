@@ -65,8 +65,8 @@ pub(super) fn prepare<'a>(
     edits.extend(body::rename(&facts, &model));
     let edits = in_order(edits).into();
     let head = &exchange.head;
-    let connection = head.header("connection");
-    let headers = head.headers().filter(|(name, _)| forward::goes_upstream(name, connection)).collect();
+    let passes = |name: &str| forward::goes_upstream(name, head.connection());
+    let headers = head.headers().filter(|(name, _)| passes(name)).collect();
     let session = session(head, &facts, &model);
     let (bytes, query) = (body.len() as u64, head.query());
     let kept = Kept::new(body);

@@ -14,12 +14,13 @@ mod tls;
 mod transport;
 mod wait;
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ureq::http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use ureq::http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use ureq::http::uri::Scheme;
 use ureq::http::{Request, Uri};
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector};
@@ -89,6 +90,13 @@ impl Incoming {
     /// The first value of a header, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// What all Connection lines say, as one list, where they are text (RFC 9110 section 5.3).
+    pub fn connection(&self) -> Option<Cow<'_, str>> {
+        let mut values = self.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let first = Cow::Borrowed(values.next()?);
+        Some(values.fold(first, |all, next| format!("{all},{next}").into()))
     }
 
     /// All headers, but for those that quote the token that was sent: it is not the client's to know.

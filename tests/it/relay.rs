@@ -228,6 +228,8 @@ fn headers_of_the_connection_and_credentials_stay_here() {
         .with("Authorization", "Bearer client-side-secret")
         .with("Connection", "keep-alive, x-only-this-hop")
         .with("X-Only-This-Hop", "1")
+        .with("Connection", "X-Nor-Further")
+        .with("X-Nor-Further", "1")
         .with("Keep-Alive", "timeout=5")
         .with("Proxy-Authorization", "Basic abc")
         .with("Proxy-Connection", "keep-alive")
@@ -242,7 +244,7 @@ fn headers_of_the_connection_and_credentials_stay_here() {
     {
         assert_eq!(received.header(name), None, "{name}");
     }
-    for name in ["upgrade", "expect", "x-api-key", "transfer-encoding"] {
+    for name in ["upgrade", "expect", "x-api-key", "transfer-encoding", "x-nor-further"] {
         assert_eq!(received.header(name), None, "{name}");
     }
     assert!(
@@ -298,7 +300,11 @@ fn headers_of_the_answer_pass_and_ours_are_added() {
         .header("anthropic-ratelimit-input-tokens-remaining", "41000")
         .header("anthropic-ratelimit-requests-reset", "2026-11-23T06:00:00Z")
         .header("x-something-new", "kept")
-        .header("keep-alive", "timeout=99");
+        .header("keep-alive", "timeout=99")
+        .header("connection", "x-first-hop")
+        .header("connection", "X-Second-Hop")
+        .header("x-first-hop", "1")
+        .header("x-second-hop", "1");
     let upstream = Upstream::script([reply]);
     let proxy = Proxy::with(&[&upstream]).start();
     let answer = proxy.ask(&Request::message());
@@ -309,6 +315,7 @@ fn headers_of_the_answer_pass_and_ours_are_added() {
     assert_eq!(answer.header("x-claude-lb-endpoint"), Some("w1"));
     assert_eq!(answer.header("x-claude-lb-attempts"), Some("1"));
     assert_ne!(answer.header("keep-alive"), Some("timeout=99"));
+    assert_eq!((answer.header("x-first-hop"), answer.header("x-second-hop")), (None, None));
 }
 
 #[test]
