@@ -130,7 +130,12 @@ impl Transport for TlsTransport {
     }
 
     fn is_open(&mut self) -> bool {
-        self.stream.sock.get_mut().is_open()
+        let StreamOwned { conn, sock } = &mut self.stream;
+        let below = sock.get_mut();
+        // What came behind an answer, decrypted or not, would be taken for the next one.
+        let is_quiet = below.buffers().input().is_empty()
+            && conn.process_new_packets().is_ok_and(|state| state.plaintext_bytes_to_read() == 0);
+        is_quiet && below.is_open()
     }
 
     fn is_tls(&self) -> bool {

@@ -177,7 +177,8 @@ impl Transport for TcpTransport {
                         return Err(Error::Io(error));
                     }
                     self.buffers.input_appended(amount);
-                    if amount > 0 {
+                    // Below TLS it may be a mere goodbye, and no byte of an answer.
+                    if amount > 0 && !wait::trace().is_tls {
                         wait::note(|trace| trace.received = true);
                     }
                     return Ok(amount > 0);

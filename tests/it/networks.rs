@@ -36,6 +36,45 @@ fn a_ca_file_of_ones_own_is_trusted() {
     assert!(head.to_lowercase().contains(&format!("authorization: bearer {}", token(0))), "{head}");
 }
 
+/// An answer of this many bytes with its head.
+fn answer_of(bytes: usize) -> Vec<u8> {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+    let body = |length: usize| format!("{{\"x\":\"{}\"}}", "y".repeat(length.saturating_sub(8)));
+    let whole = |length: usize| format!("{head}content-length: {length:05}\r\n\r\n{}", body(length));
+    let head_bytes = whole(8).len() - 8;
+    whole(bytes - head_bytes).into_bytes()
+}
+
+/// A workspace that ends an idle connection says goodbye inside TLS. Met by a request on its way, those bytes were
+/// taken for the beginning of an answer, and the workspace was blamed.
+#[test]
+fn a_goodbye_inside_tls_is_no_answer() {
+    let upstream = TlsUpstream::answering_once(answer_of(200));
+    let proxy = https(&upstream).set("tls.ca_file", authority().display()).start();
+    for _ in 0..4 {
+        let answer = proxy.ask(&Request::message());
+        assert_eq!((answer.status(), answer.header("x-claude-lb-attempts")), (200, Some("1")));
+    }
+    assert_eq!(proxy.number("w1", "total_errors"), 0);
+}
+
+/// Bytes behind an answer lie decrypted where nobody looked: with an answer as long as the input buffer, they became
+/// the answer to somebody else's request.
+#[test]
+fn what_comes_behind_an_answer_inside_tls_is_nobodys_answer() {
+    for bytes in [500, 8 * 1024] {
+        let whole = answer_of(bytes);
+        let tail =
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{\"a\":\"b\"}";
+        let upstream = TlsUpstream::answering([&whole[..], tail].concat());
+        let proxy = https(&upstream).set("tls.ca_file", authority().display()).start();
+        for _ in 0..4 {
+            let answer = proxy.ask(&Request::message());
+            assert!(answer.status() == 200 && whole.ends_with(&answer.body), "{bytes}: {}", answer.text());
+        }
+    }
+}
+
 #[test]
 fn an_unknown_authority_is_a_failure_before_any_token_is_sent() {
     let upstream = TlsUpstream::start();

@@ -22,6 +22,13 @@ pub fn authority() -> PathBuf {
     file("authority.pem")
 }
 
+/// What every request gets, and how many of them a connection takes before the next one is met by a goodbye.
+#[derive(Clone)]
+struct Manner {
+    answer: Vec<u8>,
+    answers: usize,
+}
+
 #[derive(Default)]
 struct Seen {
     last_head: Mutex<String>,
@@ -29,7 +36,7 @@ struct Seen {
     stop: AtomicBool,
 }
 
-/// Answers every request with the transcript `text`; gone when dropped.
+/// Answers every request in the same way; gone when dropped.
 pub struct TlsUpstream {
     address: SocketAddr,
     seen: Arc<Seen>,
@@ -37,7 +44,24 @@ pub struct TlsUpstream {
 }
 
 impl TlsUpstream {
+    /// Answers with the transcript `text`.
     pub fn start() -> Self {
+        let body = fixtures::transcript("text");
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
+        Self::answering([format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat())
+    }
+
+    /// Answers with these bytes, in one record as far as they fit.
+    pub fn answering(answer: Vec<u8>) -> Self {
+        Self::with(Manner { answer, answers: usize::MAX })
+    }
+
+    /// The same, and says goodbye to each connection just as its second request comes.
+    pub fn answering_once(answer: Vec<u8>) -> Self {
+        Self::with(Manner { answer, answers: 1 })
+    }
+
+    fn with(manner: Manner) -> Self {
         let certificate = CertificateDer::from_pem_file(file("workspace.pem")).expect("a fixture");
         let key = PrivateKeyDer::from_pem_file(file("workspace.key")).expect("a fixture");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -52,7 +76,7 @@ impl TlsUpstream {
         let address = listener.local_addr().expect("a bound socket has an address");
         let accepting = Some(std::thread::spawn({
             let seen = seen.clone();
-            move || accept(&listener, &config, &seen)
+            move || accept(&listener, &config, &manner, &seen)
         }));
         Self { address, seen, accepting }
     }
@@ -81,7 +105,7 @@ impl Drop for TlsUpstream {
     }
 }
 
-fn accept(listener: &TcpListener, config: &Arc<ServerConfig>, seen: &Arc<Seen>) {
+fn accept(listener: &TcpListener, config: &Arc<ServerConfig>, manner: &Manner, seen: &Arc<Seen>) {
     std::thread::scope(|scope| {
         while let Ok((mut socket, _)) = listener.accept() {
             let handle = socket.try_clone().expect("a descriptor for one more handle");
@@ -93,7 +117,11 @@ fn accept(listener: &TcpListener, config: &Arc<ServerConfig>, seen: &Arc<Seen>) 
             scope.spawn(move || {
                 let mut session = ServerConnection::new(config.clone()).expect("a valid configuration");
                 let mut stream = Stream::new(&mut session, &mut socket);
-                while serve(&mut stream, seen).is_some() {}
+                let answered = (0..manner.answers).find(|_| serve(&mut stream, manner, seen).is_none());
+                if answered.is_none() && socket.peek(&mut [0]).is_ok_and(|bytes| bytes > 0) {
+                    session.send_close_notify();
+                    session.write_tls(&mut socket).ok();
+                }
                 // Other handles of this socket exist, so only this ends the connection.
                 socket.shutdown(Shutdown::Both).ok();
             });
@@ -102,7 +130,7 @@ fn accept(listener: &TcpListener, config: &Arc<ServerConfig>, seen: &Arc<Seen>) 
 }
 
 /// One request and its answer. `None` when the other side has left, or never was one we can talk to.
-fn serve(stream: &mut (impl Read + Write), seen: &Seen) -> Option<()> {
+fn serve(stream: &mut (impl Read + Write), manner: &Manner, seen: &Seen) -> Option<()> {
     let mut request = Vec::new();
     let mut piece = [0; 4096];
     let body_start = loop {
@@ -125,10 +153,6 @@ fn serve(stream: &mut (impl Read + Write), seen: &Seen) -> Option<()> {
         }
     }
     *seen.last_head.lock().expect("no holder panics") = head;
-    let body = fixtures::transcript("text");
-    let mut answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n".to_vec();
-    answer.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
-    answer.extend_from_slice(&body);
-    stream.write_all(&answer).ok()?;
+    stream.write_all(&manner.answer).ok()?;
     stream.flush().ok()
 }
