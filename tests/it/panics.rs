@@ -66,10 +66,14 @@ impl Service for Faulty {
 
 /// One worker, so that a lost one would be missed.
 fn front(service: &Arc<Faulty>) -> Front {
+    front_with(1, service)
+}
+
+fn front_with(workers: usize, service: &Arc<Faulty>) -> Front {
     let settings = Settings {
         host: "127.0.0.1".into(),
         port: 0,
-        workers: 1,
+        workers,
         queue: 8,
         queue_timeout: DEADLINE,
         max_connections: 64,
@@ -115,6 +119,33 @@ fn a_panic_within_the_answer_breaks_the_connection() {
     assert!(answer.end.is_broken(), "nothing that could be taken for the whole answer");
     assert_eq!(service.panicked.load(Ordering::SeqCst), 1);
     expect_works(&front);
+}
+
+/// A worker stays with a client that goes on at once, if there is another worker: a fault in the second request, or
+/// while its route is looked for, is that client's alone.
+#[test]
+fn a_panic_in_a_row_of_requests_costs_one_connection() {
+    let service = Arc::new(Faulty::default());
+    let front = front_with(2, &service);
+    for (path, expected) in [("/before", Some(500)), ("/after", Some(200)), ("/panic-in-the-watcher", None)] {
+        for _ in 0..3 {
+            let mut client = Client::connect(front.address());
+            for _ in 0..4 {
+                assert_eq!(client.ask(&Request::get("/fine")).status(), 200);
+            }
+            client.send(&Request::get(path));
+            let status = client.try_head().map(|head| head.status).ok();
+            assert_eq!(status, expected, "{path}");
+            if status.is_some() {
+                client.rest();
+                client.expect_closed();
+            }
+        }
+    }
+    assert_eq!(service.panicked.load(Ordering::SeqCst), 6);
+    expect_works(&front);
+    let connections = front.connection_counter();
+    eventually("everything to be over", || (front.busy() == 0 && connections() == 0).then_some(()));
 }
 
 /// The watcher is one thread for all connections.
