@@ -36,6 +36,9 @@ const DOUBLED_MAX: u32 = 8;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often the service above gets its turn.
 const SERVICE_TICK: Duration = Duration::from_secs(1);
+/// How long a connection stays open after its last answer although the process is about to end: closed at once, it would
+/// meet the next request of a client that goes on, which nobody has told.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
 /// How long a refused client is listened to after the answer.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many may linger at once; beyond that they are closed at once.
@@ -132,10 +135,10 @@ impl Watcher {
         self.parked.lock().remove(&key)
     }
 
-    fn take_expired(&self, now: Instant, all: bool) -> Vec<Parked> {
+    fn take_expired(&self, now: Instant, is_draining: bool) -> Vec<Parked> {
         let mut parked = self.parked.lock();
-        let expired: Vec<usize> =
-            parked.iter().filter(|(_, p)| all || p.until <= now).map(|(&key, _)| key).collect();
+        let is_over = |idle: &Parked| has_idled_enough(idle.since, idle.until, now, is_draining);
+        let expired: Vec<usize> = parked.iter().filter(|(_, p)| is_over(p)).map(|(&key, _)| key).collect();
         expired.iter().filter_map(|key| parked.remove(key)).collect()
     }
 }
@@ -199,7 +202,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
             // Asked first: what was accepted before that is swept now.
             let has_all = is_draining && shared.has_stopped_accepting.load(Ordering::SeqCst);
             watch.guarded(|watch| watch.sweep(now));
-            if has_all && !watch.unfinished.values().any(|u| u.is_arriving(now, shared)) {
+            let is_quiet = has_all && watcher.parked.lock().is_empty();
+            if is_quiet && !watch.unfinished.values().any(|u| u.is_arriving(now, shared)) {
                 shared.quiet_sweeps.fetch_add(1, Ordering::SeqCst);
             }
         }
@@ -377,6 +381,11 @@ impl Watch<'_> {
     }
 }
 
+/// True for a connection that ends, idle `since` then and allowed to be so `until` then.
+fn has_idled_enough(since: Instant, until: Instant, now: Instant, is_draining: bool) -> bool {
+    until <= now || is_draining && since + LAST_MOMENT <= now
+}
+
 /// The length of head and body together, if it is known.
 pub(super) fn whole_length(head: &Head) -> Option<u64> {
     let body = match head.framing() {
@@ -422,5 +431,29 @@ impl Shared {
             (true, true) => self.end(connection),
             (false, _) => connection.close(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With six clients that asked again and again, one in three drains closed a connection on a request that was
+    /// on its way.
+    #[test]
+    fn a_client_that_goes_on_while_draining_has_a_moment() {
+        let since = env::now();
+        let minute = Duration::from_secs(60);
+        for (after, is_draining, ends) in [
+            (Duration::ZERO, true, false),
+            (LAST_MOMENT / 2, true, false),
+            (LAST_MOMENT, true, true),
+            (LAST_MOMENT, false, false),
+            (minute, false, true),
+        ] {
+            let ended = has_idled_enough(since, since + minute, since + after, is_draining);
+            assert_eq!(ended, ends, "{after:?} {is_draining}");
+        }
+        assert!(has_idled_enough(since, since, since, true), "its time is up");
     }
 }
