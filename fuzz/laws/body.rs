@@ -70,6 +70,10 @@ fn agree(ours: &Result<claude_lb::anthropic::body::Facts, Problem>, tree: &Value
     let facts = match (ours, top.get("model")) {
         (Ok(facts), _) => facts,
         (Err(problem), None) => return assert_eq!(*problem, Problem::ModelMissing),
+        (Err(Problem::ModelTooLong { bytes }), Some(Value::String(name))) => {
+            assert!(*bytes > 500);
+            return assert_eq!(*bytes, name.len());
+        }
         (Err(problem), Some(Value::String(name))) => {
             assert!(name.is_empty());
             return assert_eq!(*problem, Problem::ModelEmpty);
@@ -82,9 +86,24 @@ fn agree(ours: &Result<claude_lb::anthropic::body::Facts, Problem>, tree: &Value
     // A tree makes `-0` and numbers beyond 64 bits a double, as we make them nothing.
     assert_eq!(tree["max_tokens"].as_u64(), facts.max_tokens);
     assert_eq!(tree["metadata"]["user_id"].as_str(), facts.user_id.as_deref());
+    if !body.contains(&b'\\') {
+        assert!(
+            facts.is_adaptive || !top.get("thinking").is_some_and(is_adaptive),
+            "the word was overlooked"
+        );
+    }
     let elsewhere = top.iter().filter(|(key, _)| *key != "metadata");
     if elsewhere.clone().any(|(_, value)| holds_ttl_1h(value)) && !body.contains(&b'\\') {
         assert!(facts.ttl_1h, "a ttl of an hour was overlooked");
+    }
+}
+
+/// True when the word is a name or a text anywhere within.
+fn is_adaptive(value: &Value) -> bool {
+    match value {
+        Value::Object(members) => members.iter().any(|(key, value)| key == "adaptive" || is_adaptive(value)),
+        Value::Array(items) => items.iter().any(is_adaptive),
+        other => other == "adaptive",
     }
 }
 
