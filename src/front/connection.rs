@@ -1,10 +1,10 @@
 //! One client connection: what tiny_http accepted, and our own handle on its socket.
 //!
 //! tiny_http never hands out the socket. We need it: to judge a head before anything is read, to take requests as
-//! they lie there, to see that a client left while nothing is written, to end a broken answer. [`Registry::adopt`] finds the descriptor that the
-//! library has just accepted and takes a duplicate of it. The check is made on the duplicate, so no other thread can
-//! change what was checked: a connected socket on our port whose inode no live connection has. Only the accept thread
-//! adopts, so exactly one socket fits.
+//! they lie there, to see that a client left while nothing is written, to end a broken answer. [`Registry::adopt`]
+//! finds the descriptor that the library has just accepted and takes a duplicate of it. The check is made on the
+//! duplicate, so no other thread can change what was checked: a connected socket on our port whose inode no live
+//! connection has. Only the accept thread adopts, so exactly one socket fits.
 
 use std::cell::Cell;
 use std::collections::HashSet;

@@ -1,9 +1,9 @@
 //! Watches every connection on which nothing runs.
 //!
-//! One thread, one poller, one-shot events. When bytes arrive, the head is peeked at and judged; then the
-//! request goes to its lane, or is refused on the spot. Nothing here waits: answers to refused requests
-//! go out without blocking, an unfinished head is looked at again on a tick, and a connection that was refused with an
-//! unread body lingers for a second so that the answer is not destroyed by a reset.
+//! One thread, one poller, one-shot events. When bytes arrive, the head is peeked at and judged; then the request goes
+//! to its lane, or is refused on the spot. Nothing here waits: answers to refused requests go out without blocking, an
+//! unfinished head is looked at again on a tick, and a connection that was refused with an unread body lingers for a
+//! second so that the answer is not destroyed by a reset.
 
 use std::collections::HashMap;
 use std::io;
